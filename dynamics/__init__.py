@@ -1,0 +1,5 @@
+"""Dynamics: traces in, estimates with uncertainty out. Needs no GPU and no torch."""
+
+from dynamics.traces import Run, Study, open_run, open_study
+
+__all__ = ["Run", "Study", "open_run", "open_study"]

@@ -1,0 +1,165 @@
+"""Where the files of a run lie, how they are named, and how one becomes durable.
+
+A part's name carries all a reader needs to list a run without opening it: attempt, sequence
+number, first and last step, and the hash of its bytes. The rename that gives a part its name is
+the commit.
+"""
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynamics.traces.errors import TraceError
+
+RUN_FILE = "run.json"
+STUDY_FILE = "study.json"
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+_PART_NAME = re.compile(r"part-(\d{4,9})-(\d{6,12})-(\d{1,18})-(\d{1,18})-([0-9a-f]{16})\.parquet")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PartName:
+    """What the file name of a part says about it."""
+
+    attempt: int
+    sequence: int
+    first_step: int
+    last_step: int
+    content_hash: str
+
+    def __str__(self) -> str:
+        return (
+            f"part-{self.attempt:04d}-{self.sequence:06d}-{self.first_step}-{self.last_step}"
+            f"-{self.content_hash}.parquet"
+        )
+
+    @classmethod
+    def parse(cls, name: str) -> "PartName | None":
+        """Read a file name, or return None if it is not a part's."""
+        match = _PART_NAME.fullmatch(name)
+        if match is None:
+            return None
+        attempt, sequence, first_step, last_step, content_hash = match.groups()
+        return cls(int(attempt), int(sequence), int(first_step), int(last_step), content_hash)
+
+
+def run_folder(parent: Path, name: str) -> Path:
+    """Folder of the run called `name` in `parent`.
+
+    Args:
+        parent: Folder that the run must lie in.
+        name: Letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 128.
+
+    Returns:
+        The folder; it need not exist.
+
+    Raises:
+        TraceError: If the name could leave `parent`, or is not a portable file name.
+    """
+    if not _RUN_NAME.fullmatch(name) or _RESERVED.fullmatch(name):
+        raise TraceError(
+            f"{name!r} cannot be the name of a run: use 1 to 128 letters, digits, '.', '_' and '-'"
+            ", starting with a letter or digit, and none of the names that Windows reserves."
+        )
+    folder = parent / name
+    if folder.is_symlink():
+        raise TraceError(
+            f"{folder} is a symbolic link, and a run is never written through one. "
+            "Name the folder that it points to."
+        )
+    return folder
+
+
+def content_hash(data: bytes) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of the bytes."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def write_durably(folder: Path, name: str, data: bytes) -> Path:
+    """Write a file so that it is either wholly there under its name or not there at all.
+
+    Temporary file in the same folder, fsync, rename, fsync of the folder. On any error the
+    temporary file is removed.
+
+    Args:
+        folder: Existing folder.
+        name: File name to commit under; an existing file of that name is replaced.
+        data: The whole content.
+
+    Returns:
+        The path written.
+    """
+    temporary = folder / f".tmp-{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / name)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(folder)
+    return folder / name
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable; without this a rename may not survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json_once(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that must not exist yet, durably.
+
+    Args:
+        path: File to create.
+        content: JSON-able mapping.
+
+    Raises:
+        FileExistsError: If the file is already there.
+    """
+    data = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # unlike rename, link refuses to replace: the first writer wins
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: File to read.
+
+    Returns:
+        The object.
+
+    Raises:
+        TraceError: If the file is missing, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TraceError(f"{path} does not exist.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TraceError(f"{path} is not readable as JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise TraceError(f"{path} should hold a JSON object, but holds a {type(content).__name__}.")
+    return content

@@ -1,0 +1,334 @@
+"""Reads runs and studies: `open_run`, `open_study`.
+
+No byte reaches Parquet before its hash has been compared with the one in the file's name, and rows
+that a resumed run has replaced are left out, so each (epoch, sample, occurrence) is read once.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dynamics.traces.errors import CorruptTraceError, SchemaError, TraceError
+from dynamics.traces.layout import RUN_FILE, STUDY_FILE, PartName, content_hash, read_json
+from dynamics.traces.resume import Attempt, fences_over, read_attempts
+from dynamics.traces.schema import (
+    BLOCK_PREFIX,
+    TABLES,
+    Table,
+    check_schema_version,
+    unknown_column,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a table."""
+
+    name: PartName
+    path: Path
+
+
+class Run:
+    """One recorded run. Opening it reads `run.json` and lists the parts; rows are read on demand.
+
+    Args:
+        path: Folder of the run.
+
+    Attributes:
+        path: Folder of the run.
+        name: Name of that folder.
+        info: Content of `run.json`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.resolve().name
+        self.info: dict[str, Any] = read_json(path / RUN_FILE)
+        check_schema_version(self.info.get("schema_version"), str(path / RUN_FILE))
+        self._verified: set[Path] = set()
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Configuration that the recorder was given; empty if none."""
+        config = self.info.get("config")
+        return dict(config) if isinstance(config, dict) else {}
+
+    @cached_property
+    def attempts(self) -> list[Attempt]:
+        """Every start of the run, oldest first."""
+        return read_attempts(self.path)
+
+    @property
+    def ended_cleanly(self) -> bool:
+        """Whether every rank of the latest attempt closed its recorder after training's end."""
+        if not self.attempts:
+            return False
+        last = self.attempts[-1]
+        ends = list((self.path / "end").glob(f"attempt-{last.attempt:04d}-rank-*.json"))
+        return len(ends) == last.world_size
+
+    def samples(
+        self,
+        *,
+        sample_id: int | Iterable[int] | None = None,
+        columns: Sequence[str] | None = None,
+        epochs: Iterable[int] | None = None,
+        repeats: bool = False,
+    ) -> pd.DataFrame:
+        """Per-sample rows, one per (epoch, sample), ordered by epoch and sample.
+
+        Args:
+            sample_id: Keep these samples only; all by default.
+            columns: Columns to read beside `epoch` and `sample_id`; all by default.
+            epochs: Keep these epochs only; all by default.
+            repeats: Also return a sample's second and later rows of an epoch.
+
+        Returns:
+            Table with columns as in docs/trace-format.md. Missing values are NaN, and an integer
+            column with missing values is returned as float.
+
+        Raises:
+            SchemaError: If a column is not one of the trace.
+        """
+        ids = [sample_id] if isinstance(sample_id, int) else sample_id
+        tables = list(self._sample_tables(columns, repeats=repeats, sample_ids=ids, epochs=epochs))
+        keys = ["epoch", "sample_id", "occurrence"]
+        rows = pa.concat_tables(tables, promote_options="default").sort_by(
+            [(key, "ascending") for key in keys]
+        )
+        wanted = None if columns is None else [*dict.fromkeys(["epoch", "sample_id", *columns])]
+        return (rows if wanted is None else rows.select(wanted)).to_pandas()
+
+    def iter_samples(
+        self, columns: Sequence[str] | None = None, *, repeats: bool = False
+    ) -> Iterator[pd.DataFrame]:
+        """Per-sample rows one part at a time, for passes over traces larger than memory.
+
+        Args:
+            columns: Columns to read beside the keys and `step`; all by default.
+            repeats: Also return a sample's second and later rows of an epoch.
+
+        Yields:
+            Tables whose rows, for each sample, are in the order in which they were recorded.
+        """
+        for table in self._sample_tables(columns, repeats=repeats):
+            if table.num_rows:
+                yield table.to_pandas()
+
+    def scalars(self, name: str | None = None) -> pd.DataFrame:
+        """Values measured on the network: Fisher traces, accuracies and others.
+
+        Args:
+            name: Keep values of this name only; all by default.
+
+        Returns:
+            Columns `step, epoch, name, block, value, stderr, n, estimator, label_source, mode`.
+        """
+        table = self._read(TABLES["scalars"])
+        if name is not None:
+            table = table.filter(pc.field("name") == name)
+        return table.to_pandas()
+
+    def events(self) -> pd.DataFrame:
+        """What happened, in order: `step, epoch, name, subject, detail`."""
+        return self._read(TABLES["events"]).to_pandas()
+
+    def roster(self) -> pd.DataFrame:
+        """One row per sample, index `sample_id`: `label`, `true_label`, `group`."""
+        table = self._read(TABLES["roster"]).to_pandas()
+        return table.drop_duplicates("sample_id", keep="first").set_index("sample_id").sort_index()
+
+    def parts(self, table: str) -> list[Part]:
+        """Files of a table, in the order in which they were recorded."""
+        parts = []
+        for path in (self.path / table).glob("rank-*/part-*.parquet"):
+            name = PartName.parse(path.name)
+            if name is not None and not path.is_symlink():
+                parts.append(Part(name, path))
+        return sorted(parts, key=lambda part: (part.name.first_step, part.name, part.path))
+
+    def column_names(self, table: str = "samples") -> list[str]:
+        """Columns of a table that any of its parts holds."""
+        names = dict.fromkeys(TABLES[table].column_names)
+        for part in self.parts(table):
+            names.update(dict.fromkeys(self._open(part).schema_arrow.names))
+        return list(names)
+
+    def _sample_tables(
+        self,
+        columns: Sequence[str] | None,
+        *,
+        repeats: bool,
+        sample_ids: Iterable[int] | None = None,
+        epochs: Iterable[int] | None = None,
+    ) -> Iterator[pa.Table]:
+        spec = TABLES["samples"]
+        for column in columns or ():
+            if column not in spec.column_names and not column.startswith(BLOCK_PREFIX):
+                raise SchemaError(unknown_column(column, spec))
+        keys = ["step", "epoch", "sample_id", "occurrence"]
+        wanted = None if columns is None else [*dict.fromkeys([*keys, *columns])]
+        condition = None if repeats else pc.field("occurrence") == 0
+        for name, allowed in (("sample_id", sample_ids), ("epoch", epochs)):
+            if allowed is not None:
+                is_in = pc.field(name).isin(list(allowed))
+                condition = is_in if condition is None else condition & is_in
+        yield spec.schema().empty_table() if wanted is None else _empty(spec, wanted)
+        for part in self.parts("samples"):
+            rows = self._live_rows(part, spec, wanted)
+            yield rows if condition is None else rows.filter(condition)
+
+    def _read(self, spec: Table) -> pa.Table:
+        parts = self.parts(spec.name)
+        tables = [self._live_rows(part, spec, None) for part in parts]
+        table = pa.concat_tables([spec.schema().empty_table(), *tables], promote_options="default")
+        return table.sort_by([("step", "ascending")]) if "step" in spec.column_names else table
+
+    def _live_rows(self, part: Part, spec: Table, columns: list[str] | None) -> pa.Table:
+        file = self._open(part)
+        if columns is None:
+            table = file.read()
+        else:
+            table = file.read(columns=[c for c in columns if c in file.schema_arrow.names])
+            for column in columns:
+                if column not in table.column_names:
+                    table = table.append_column(column, pa.nulls(table.num_rows, pa.float32()))
+            table = table.select(columns)
+        step, epoch = pc.field("step"), pc.field("epoch")
+        for from_step, from_epoch in fences_over(part.name.attempt, self.attempts):
+            if spec.name == "samples":
+                table = table.filter(step < from_step)
+            elif "step" in spec.column_names:
+                at_fence = (step == from_step) & (epoch < from_epoch)
+                table = table.filter((step < from_step) | at_fence)
+        return table.replace_schema_metadata(None)
+
+    def _open(self, part: Part) -> pq.ParquetFile:
+        data = part.path.read_bytes()
+        if part.path not in self._verified:
+            found = content_hash(data)
+            if found != part.name.content_hash:
+                raise CorruptTraceError(
+                    f"{part.path} is damaged: its bytes hash to {found}, and its name says "
+                    f"{part.name.content_hash}. Restore the file from a copy, or move it out of "
+                    "the run to read the rest without its rows."
+                )
+            self._verified.add(part.path)
+        try:
+            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise CorruptTraceError(f"{part.path} is not a Parquet file: {error}.") from None
+        metadata = file.schema_arrow.metadata or {}
+        version = metadata.get(b"schema_version", b"").decode(errors="replace")
+        check_schema_version(version, str(part.path))
+        return file
+
+
+def _empty(spec: Table, columns: Sequence[str]) -> pa.Table:
+    blocks = [column for column in columns if column.startswith(BLOCK_PREFIX)]
+    return spec.schema(blocks).empty_table().select(columns)
+
+
+class Study:
+    """A folder of runs that differ in stated factors.
+
+    Args:
+        path: Folder that holds `study.json`.
+
+    Attributes:
+        path: Folder of the study.
+        info: Content of `study.json`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.info: dict[str, Any] = read_json(path / STUDY_FILE)
+        check_schema_version(self.info.get("schema_version"), str(path / STUDY_FILE))
+        if not isinstance(self.info.get("factors"), dict):
+            raise SchemaError(f"{path / STUDY_FILE} has no `factors` (factor name to levels).")
+
+    def __repr__(self) -> str:
+        return f"Study({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """Name of the study, such as noise-ratio."""
+        return str(self.info.get("name", self.path.name))
+
+    @property
+    def factors(self) -> dict[str, list[Any]]:
+        """Levels of each factor."""
+        return dict(self.info["factors"])
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The runs of the study, ordered by folder name."""
+        return [Run(path.parent) for path in sorted(self.path.glob(f"*/{RUN_FILE}"))]
+
+    def table(self) -> pd.DataFrame:
+        """One row per run: its name, its level of each factor, and whether it ended cleanly."""
+        rows = []
+        for run in self.runs:
+            levels = {factor: run.config.get(factor) for factor in self.factors}
+            rows.append({"run": run.name, **levels, "ended_cleanly": run.ended_cleanly})
+        return pd.DataFrame(rows, columns=["run", *self.factors, "ended_cleanly"])
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a recorded run.
+
+    Args:
+        path: Folder of the run.
+
+    Returns:
+        The run.
+
+    Raises:
+        TraceError: If there is no run at the path.
+        SchemaError: If it is of a schema version that cannot be read.
+    """
+    path = Path(path)
+    if not (path / RUN_FILE).is_file():
+        raise TraceError(_nothing_there(path, RUN_FILE, "run"))
+    return Run(path)
+
+
+def open_study(path: str | Path) -> Study:
+    """Open a study: a folder of runs with a `study.json`.
+
+    Args:
+        path: Folder of the study.
+
+    Returns:
+        The study.
+
+    Raises:
+        TraceError: If there is no study at the path.
+        SchemaError: If it is of a schema version that cannot be read.
+    """
+    path = Path(path)
+    if not (path / STUDY_FILE).is_file():
+        raise TraceError(_nothing_there(path, STUDY_FILE, "study"))
+    return Study(path)
+
+
+def _nothing_there(path: Path, file: str, kind: str) -> str:
+    if not path.exists():
+        return f"{path} does not exist. Expected the folder of a {kind}, with a {file} in it."
+    if (path / STUDY_FILE).is_file():
+        return f"{path} is a study, not a {kind}. Open it with open_study, or name one of its runs."
+    if (path / RUN_FILE).is_file():
+        return f"{path} is a run, not a {kind}. Open it with open_run."
+    found = sorted(p.parent.name for p in path.glob(f"*/{file}")) if path.is_dir() else []
+    below = f" Below it there are {', '.join(found[:5])}." if found else ""
+    return f"{path} has no {file}, so it is not the folder of a {kind}.{below}"

@@ -1,0 +1,133 @@
+"""Starting a run, and taking it up again without repeating or losing a row.
+
+Each start is an *attempt*, a small file that is never changed. When training restarts from step S,
+the new attempt says so, and from then on readers leave out what earlier attempts recorded past S.
+Nothing is rewritten, so a crash while resuming does no harm.
+"""
+
+import datetime
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dynamics.traces.errors import SchemaError, TraceError
+from dynamics.traces.layout import RUN_FILE, read_json, write_json_once
+from dynamics.traces.schema import SCHEMA_VERSION, TABLES
+
+_ATTEMPT_NAME = re.compile(r"attempt-(\d{4,9})\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of a run: from where it went on, and who did it."""
+
+    attempt: int
+    from_step: int
+    from_epoch: int
+    world_size: int
+    host: str
+    pid: int
+    created_utc: str
+
+
+def create_run(folder: Path, info: Mapping[str, Any]) -> None:
+    """Make the folder of a run and write its `run.json`.
+
+    Args:
+        folder: Folder of the run; may exist, but not with a run in it.
+        info: What `run.json` holds beside the schema version; JSON-able.
+
+    Raises:
+        TraceError: If the folder already holds a run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "attempts").mkdir(exist_ok=True)
+    try:
+        write_json_once(folder / RUN_FILE, {"schema_version": SCHEMA_VERSION, **info})
+    except FileExistsError:
+        raise TraceError(refuse_existing(folder)) from None
+
+
+def refuse_existing(folder: Path) -> str:
+    """The text of the error for a folder that already holds a run."""
+    return (
+        f"{folder} already holds a run, and recording into it again would mix two runs. Choose "
+        f"another folder, delete this one, or take the run up again with "
+        f"Recorder({str(folder)!r}, ..., resume=True) and load_state_dict(...)."
+    )
+
+
+def has_rows(folder: Path) -> bool:
+    """Whether the folder holds a run that has recorded anything."""
+    return any(next((folder / t).glob("rank-*/part-*.parquet"), None) for t in TABLES)
+
+
+def begin_attempt(folder: Path, *, from_step: int, from_epoch: int, world_size: int = 1) -> int:
+    """Write the next attempt of a run; from here on it is the only one that may write.
+
+    Args:
+        folder: Folder of the run.
+        from_step: Optimiser updates already done when training (re)starts.
+        from_epoch: Epoch that training (re)starts with.
+        world_size: Number of processes that record, each with a rank of its own.
+
+    Returns:
+        The number of the new attempt, from 0.
+    """
+    while True:
+        number = 1 + max((a.attempt for a in read_attempts(folder)), default=-1)
+        attempt = Attempt(
+            attempt=number,
+            from_step=from_step,
+            from_epoch=from_epoch,
+            world_size=world_size,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        try:
+            write_json_once(folder / "attempts" / f"attempt-{number:04d}.json", asdict(attempt))
+        except FileExistsError:
+            continue  # another process took this number; the next one is ours
+        return number
+
+
+def latest_attempt(folder: Path) -> int:
+    """Number of the newest attempt, from the file names alone; −1 if there is none."""
+    matches = (_ATTEMPT_NAME.fullmatch(path.name) for path in (folder / "attempts").iterdir())
+    return max((int(match[1]) for match in matches if match), default=-1)
+
+
+def read_attempts(folder: Path) -> list[Attempt]:
+    """All attempts of a run, oldest first.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The attempts, ordered by number.
+
+    Raises:
+        SchemaError: If an attempt's file does not have the fields of an attempt.
+    """
+    attempts = []
+    for path in sorted((folder / "attempts").glob("attempt-*.json")):
+        content = read_json(path)
+        try:
+            attempt = Attempt(**content)
+            order = (attempt.attempt, attempt.from_step, attempt.from_epoch)
+            if not all(isinstance(number, int) for number in order):
+                raise TypeError("attempt, from_step and from_epoch must be whole numbers")
+        except TypeError as error:
+            raise SchemaError(f"{path} is not the record of an attempt: {error}.") from None
+        attempts.append(attempt)
+    return sorted(attempts, key=lambda attempt: attempt.attempt)
+
+
+def fences_over(number: int, attempts: Sequence[Attempt]) -> list[tuple[int, int]]:
+    """Where later attempts restarted: the (from_step, from_epoch) pairs that limit one attempt."""
+    return [(a.from_step, a.from_epoch) for a in attempts if a.attempt > number]

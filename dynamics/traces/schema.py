@@ -1,0 +1,275 @@
+"""What a trace holds: four tables, each column with its type, unit and convention.
+
+`samples` is wide, one row per presentation of a sample; `scalars` is long, one row per measured
+value; `events` says what happened and when; `roster` has one row per sample, with what never
+changes. Everything that reads or writes a trace asks this file, and `docs/trace-format.md` is
+written from it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntFlag
+
+import pyarrow as pa
+
+from dynamics.traces.errors import SchemaError
+
+SCHEMA_VERSION = "1.0"
+"""Major.minor. A minor version only adds nullable columns; another major is refused."""
+
+BLOCK_PREFIX = "grad_norm/"
+"""Optional `samples` columns `grad_norm/<block>` hold the norm over one block's parameters."""
+
+
+class Status(IntFlag):
+    """Why a value of a `samples` row is missing or special; stored as the sum of its bits."""
+
+    NON_FINITE_LOSS = 1
+    """The loss was NaN or infinite; `loss` is missing."""
+    NON_FINITE_GRAD_NORM = 2
+    """The gradient norm was NaN or infinite; `grad_norm` is missing."""
+    NON_FINITE_OUTPUT = 4
+    """A value computed from the logits was NaN or infinite; that value is missing."""
+    ZERO_WEIGHT = 8
+    """The sample's factor in the total loss was 0, so its gradient norm cannot be recovered."""
+    NO_BACKWARD = 16
+    """No backward pass reached this row's loss."""
+    REPEAT = 32
+    """The sample was seen before in this epoch: padding, or sampling with replacement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its Arrow type, its unit, and the convention its values follow."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    convention: str
+    nullable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of the trace, and the columns its parts are sorted by."""
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    sorted_by: tuple[str, ...]
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the fixed columns, in stored order."""
+        return [column.name for column in self.columns]
+
+    def schema(self, names: Iterable[str] = ()) -> pa.Schema:
+        """Arrow schema of a part that holds the fixed columns plus the given block columns.
+
+        Args:
+            names: Column names of the part; those that are not fixed must start with
+                `grad_norm/` and belong to `samples`.
+
+        Returns:
+            The schema, fixed columns first, block columns in the order given.
+
+        Raises:
+            SchemaError: If a name is neither fixed nor a block column.
+        """
+        fields = [pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns]
+        known = set(self.column_names)
+        extra = [name for name in names if name not in known]
+        for name in extra:
+            if self.name != "samples" or not name.startswith(BLOCK_PREFIX):
+                raise SchemaError(unknown_column(name, self))
+            fields.append(pa.field(name, pa.float32()))
+        return pa.schema(fields)
+
+
+def unknown_column(name: str, table: Table) -> str:
+    """The text of the error for a column that a table does not have."""
+    blocks = f", and {BLOCK_PREFIX}<block>" if table.name == "samples" else ""
+    return (
+        f"`{table.name}` has no column {name!r}. It has {', '.join(table.column_names)}{blocks}; "
+        f"docs/trace-format.md says what each one means."
+    )
+
+
+_STEP = Column(
+    "step", pa.int64(), "updates", "Optimiser updates so far, when the value was taken.", False
+)
+_EPOCH = Column(
+    "epoch", pa.int32(), "epochs", "Epoch in progress, from 0; 0 throughout without epochs.", False
+)
+_SCALAR_EPOCH = Column(
+    "epoch",
+    pa.int32(),
+    "epochs",
+    "Epoch in progress or just ended, from 0; −1 for a value taken before the first epoch.",
+    False,
+)
+_SAMPLE_ID = Column(
+    "sample_id", pa.int64(), "index", "Index of the sample in the full training set.", False
+)
+_LABEL = "class"
+
+SAMPLES = Table(
+    "samples",
+    "One row per presentation of a sample in training, as the network saw it (its augmented view, "
+    "before that step's update).",
+    (
+        _STEP,
+        _EPOCH,
+        _SAMPLE_ID,
+        Column(
+            "occurrence",
+            pa.int32(),
+            "count",
+            "How often the sample was seen before in this epoch; rows above 0 carry REPEAT and "
+            "are left out of per-epoch reductions.",
+            False,
+        ),
+        Column("status", pa.int32(), "bits", "Sum of the status bits listed below.", False),
+        Column("loss", pa.float32(), "nats", "The sample's own loss ℓ_i, unreduced, unweighted."),
+        Column(
+            "weight",
+            pa.float32(),
+            "1",
+            "Importance weight: as given to `observe`, otherwise the sample's factor in the total "
+            "loss divided by the mean factor of its batch.",
+        ),
+        Column(
+            "margin", pa.float32(), "logits", "Assigned label's logit minus the best other logit."
+        ),
+        Column("p_true", pa.float32(), "probability", "Softmax probability of the assigned label."),
+        Column("el2n", pa.float32(), "1", "‖softmax(z) − e_y‖₂ with the assigned label y."),
+        Column("predicted", pa.int32(), _LABEL, "Class with the largest logit; the first of ties."),
+        Column("correct", pa.int8(), "0 or 1", "Whether `predicted` is the assigned label."),
+        Column(
+            "grad_norm",
+            pa.float32(),
+            "nats per unit of parameter",
+            "‖∇ℓ_i‖₂ over all trainable parameters, of the unweighted and unscaled loss.",
+        ),
+    ),
+    ("epoch", "sample_id", "occurrence"),
+)
+
+SCALARS = Table(
+    "scalars",
+    "One row per measured value that belongs to the network and not to a sample.",
+    (
+        _STEP,
+        _SCALAR_EPOCH,
+        Column("name", pa.string(), "", "What was measured, such as fisher_trace.", False),
+        Column(
+            "block",
+            pa.string(),
+            "",
+            "Module, data set or group that the value is for; `total` for the whole.",
+            False,
+        ),
+        Column("value", pa.float64(), "that of its name", "The value; missing if not finite."),
+        Column("stderr", pa.float64(), "as value", "Standard error of the value."),
+        Column("n", pa.int64(), "samples", "Number of samples that the value rests on."),
+        Column("estimator", pa.string(), "", "How it was estimated: exact, mc, empirical, …"),
+        Column("label_source", pa.string(), "", "Whose labels were used: model or data."),
+        Column("mode", pa.string(), "", "Mode of the network at the measurement: train or eval."),
+    ),
+    ("step", "name"),
+)
+
+EVENTS = Table(
+    "events",
+    "What happened, and when.",
+    (
+        _STEP,
+        _SCALAR_EPOCH,
+        Column("name", pa.string(), "", "Kind of event, such as epoch_end or non_finite.", False),
+        Column("subject", pa.string(), "", "What it is about: a column, probe, file or set."),
+        Column("detail", pa.string(), "", "The rest, as text for a person."),
+    ),
+    ("step",),
+)
+
+ROSTER = Table(
+    "roster",
+    "One row per sample of the training set, written once.",
+    (
+        _SAMPLE_ID,
+        Column("label", pa.int32(), _LABEL, "Label as trained."),
+        Column("true_label", pa.int32(), _LABEL, "Label before corruption, where it is known."),
+        Column("group", pa.int32(), "index", "Group for comparisons, such as a weight group."),
+    ),
+    ("sample_id",),
+)
+
+TABLES = {table.name: table for table in (SAMPLES, SCALARS, EVENTS, ROSTER)}
+
+
+def check_schema_version(version: object, where: str) -> None:
+    """Refuse a trace that this version of the toolkit cannot read.
+
+    Args:
+        version: The `schema_version` found, expected as "major.minor".
+        where: The file that it was found in, for the message.
+
+    Raises:
+        SchemaError: If the version is not of that form, or of another major.
+    """
+    major, dot, minor = version.partition(".") if isinstance(version, str) else ("", "", "")
+    if not (dot and major.isdecimal() and minor.isdecimal()):
+        raise SchemaError(
+            f"{where} has no readable schema_version (found {version!r}, expected something like "
+            f'"{SCHEMA_VERSION}"). It was not written by this toolkit, or is damaged.'
+        )
+    if major != SCHEMA_VERSION.partition(".")[0]:
+        raise SchemaError(
+            f"{where} is of schema version {version}, and this is training-dynamics with schema "
+            f"version {SCHEMA_VERSION}. Read it with a release whose schema version starts with "
+            f"{major}."
+        )
+
+
+def describe_schema() -> str:
+    """The trace format as a Markdown page, written from the definitions above."""
+    lines = [
+        "# The trace format",
+        "",
+        f"Schema version {SCHEMA_VERSION}. Written from `dynamics/traces/schema.py` by "
+        "`make docs`; do not edit.",
+        "",
+        "A run is a folder of immutable Parquet parts, one folder per table and rank. Any Parquet "
+        "reader can open them; `dynamics.open_run` also checks each part's content hash and "
+        "leaves out what a resumed run has replaced.",
+        "",
+        "```",
+        "run.json                          written once: versions, data set, configuration",
+        "attempts/attempt-0000.json        one per start; a later one fences off what it repeats",
+        "samples/rank-00000/part-<attempt>-<sequence>-<first step>-<last step>-<sha256>.parquet",
+        "scalars/…  events/…  roster/…     the same",
+        "end/attempt-0000-rank-00000.json  clean end: how many parts and rows each table has",
+        "```",
+        "",
+        "Non-finite values are stored as missing (NULL), with a bit in `status` that says why: "
+        "query engines disagree on NaN, and one of them loses such rows.",
+        "",
+        "A row of attempt *a* counts unless a later attempt restarted before it: a `samples` row "
+        "is dropped when its step ≥ `from_step` of a later attempt; a `scalars` or `events` row "
+        "when its step is greater, or equal with epoch ≥ `from_epoch`. Nothing is ever deleted.",
+    ]
+    for table in TABLES.values():
+        lines += ["", f"## {table.name}", "", table.description, ""]
+        lines += ["| column | type | unit | convention |", "| --- | --- | --- | --- |"]
+        for column in table.columns:
+            kind = f"{column.type}{', nullable' if column.nullable else ''}"
+            unit = column.unit or "text"
+            lines.append(f"| `{column.name}` | {kind} | {unit} | {column.convention} |")
+        if table is SAMPLES:
+            lines.append(
+                f"| `{BLOCK_PREFIX}<block>` | float, nullable | as `grad_norm` | ‖∇ℓ_i‖₂ over one "
+                "block's parameters, if asked for. |"
+            )
+    lines += ["", "## Status bits", "", "| bit | name |", "| --- | --- |"]
+    lines += [f"| {bit.value} | `{bit.name}` |" for bit in Status]
+    return "\n".join(lines) + "\n"

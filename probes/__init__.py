@@ -1,0 +1,35 @@
+"""Probes: hooks on a live training run that record how each sample is learned.
+
+`Recorder` goes around the loop, `recorder.observe(...)` into it. Probes observe and never train.
+"""
+
+from probes.errors import UnsupportedModelError
+from probes.fisher_trace import FisherEstimate, FisherTrace, fisher_trace
+from probes.grad_norm import GradNorm
+from probes.probe import Probe, Scalar
+from probes.recorder import Recorder
+from probes.sample_ids import with_sample_ids
+from probes.sample_loss import SampleLoss
+from probes.schedule import Schedule, every
+from probes.weight_effect import WeightEffect
+
+__all__ = [
+    # the recorder
+    "Recorder",
+    "with_sample_ids",
+    # probes
+    "FisherTrace",
+    "GradNorm",
+    "SampleLoss",
+    "WeightEffect",
+    # when they measure
+    "Schedule",
+    "every",
+    # a checkpoint's Fisher trace
+    "FisherEstimate",
+    "fisher_trace",
+    # writing a probe of one's own
+    "Probe",
+    "Scalar",
+    "UnsupportedModelError",
+]

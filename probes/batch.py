@@ -1,0 +1,49 @@
+"""One observed batch: what the loop handed over, and what the probes make of it."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False, slots=True)
+class ObservedBatch:
+    """What one call of `Recorder.observe` saw, until its backward pass is over.
+
+    Attributes:
+        step: Optimiser updates before this batch.
+        epoch: Epoch in progress.
+        sample_id: Index of each sample in the full training set, shape (N,).
+        losses: Unreduced losses, detached, shape (N,).
+        logits: Outputs of the network, detached, shape (N, C), if given.
+        labels: Labels as trained, shape (N,), if given.
+        weights: Importance weights, shape (N,), if given.
+        factor: ∂(total loss)/∂ℓ_i, shape (N,), once a backward pass has reached the losses.
+        columns: Values for the `samples` table, each of shape (N,), on the losses' device.
+    """
+
+    step: int
+    epoch: int
+    sample_id: Tensor
+    losses: Tensor
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+    weights: Tensor | None = None
+    factor: Tensor | None = None
+    columns: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def relative_weights(self) -> Tensor | None:
+        """Importance weights as given, otherwise each factor over the batch's mean factor.
+
+        Returns:
+            Shape (N,), or None when no weights were given and no backward pass came.
+        """
+        if self.weights is not None:
+            return self.weights
+        if self.factor is None:
+            return None
+        relative = self.factor / self.factor.mean()
+        return torch.where(self.factor == 0, torch.zeros_like(relative), relative)

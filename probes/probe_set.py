@@ -1,0 +1,74 @@
+"""The fixed inputs that an extra-pass probe measures on."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from probes.neutral import preserved_randomness
+
+
+class ProbeSet:
+    """Inputs, and labels if there are any, stacked once and moved to the device batch by batch.
+
+    Args:
+        data: A pair of tensors (inputs, labels), a tensor of inputs, or a map-style data set whose
+            items are an input or start with an input and a label. Read once, here, so a random
+            augmentation in the data set is frozen.
+        probe: Name of the probe, for the error.
+
+    Raises:
+        TypeError: If the data are none of these.
+        ValueError: If they are empty or of different lengths.
+    """
+
+    def __init__(self, data: Any, *, probe: str) -> None:
+        with preserved_randomness():
+            inputs, labels = _stack(data, probe)
+        if len(inputs) == 0 or (labels is not None and len(labels) != len(inputs)):
+            n_labels = "no" if labels is None else len(labels)
+            raise ValueError(
+                f"{probe} needs at least one sample and as many labels as inputs in its data, but "
+                f"got {len(inputs)} inputs and {n_labels} labels."
+            )
+        self.inputs: Tensor = inputs
+        self.labels: Tensor | None = labels
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batches(
+        self, batch_size: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Inputs and labels in order.
+
+        Args:
+            batch_size: Samples per batch; the last may be smaller.
+            device: Where the model is.
+
+        Yields:
+            Inputs, and labels or None.
+        """
+        for start in range(0, len(self), batch_size):
+            rows = slice(start, start + batch_size)
+            labels = None if self.labels is None else self.labels[rows].to(device)
+            yield self.inputs[rows].to(device), labels
+
+
+def _stack(data: Any, probe: str) -> tuple[Tensor, Tensor | None]:
+    if isinstance(data, Tensor):
+        return data, None
+    if isinstance(data, Sequence) and len(data) == 2 and all(isinstance(d, Tensor) for d in data):
+        return data[0], data[1]
+    if isinstance(data, Dataset) and hasattr(data, "__len__"):
+        items = [data[index] for index in range(len(data))]
+        if items and isinstance(items[0], tuple | list):
+            inputs = torch.stack([torch.as_tensor(item[0]) for item in items])
+            return inputs, torch.as_tensor([int(item[1]) for item in items])
+        return torch.stack([torch.as_tensor(item) for item in items]), None
+    raise TypeError(
+        f"{probe} takes data=(inputs, labels), data=inputs, or a map-style data set of such items, "
+        f"but got {type(data).__name__}."
+    )
