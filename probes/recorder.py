@@ -358,7 +358,7 @@ class Recorder:
         }
 
     def _trace(self) -> Staging:
-        """Where rows go; the first row begins the attempt, once it is known where training starts."""
+        """Where rows go; the first row begins the attempt, when it is known where that starts."""
         if self._staging is None:
             attempt = begin_attempt(
                 self.path, from_step=self.step, from_epoch=self.epoch if self.step else -1

@@ -1,0 +1,33 @@
+"""Reports: figures and self-contained HTML pages, drawn from traces. Needs no torch."""
+
+from reports.figures import (
+    plot_accuracy,
+    plot_data_map,
+    plot_detection_auc,
+    plot_fisher_trace,
+    plot_grad_norm,
+    plot_label_precision,
+    plot_loss,
+    plot_loss_mixture,
+    plot_noise_law,
+    plot_predicted_frac,
+    plot_weighted_gradient_share,
+)
+from reports.write_report import write_report
+
+__all__ = [
+    # pages
+    "write_report",
+    # figures
+    "plot_accuracy",
+    "plot_data_map",
+    "plot_detection_auc",
+    "plot_fisher_trace",
+    "plot_grad_norm",
+    "plot_label_precision",
+    "plot_loss",
+    "plot_loss_mixture",
+    "plot_noise_law",
+    "plot_predicted_frac",
+    "plot_weighted_gradient_share",
+]

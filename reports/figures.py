@@ -1,0 +1,397 @@
+"""One function a figure: `plot_<name>(table, *, ax=None) -> Axes`. They draw tables and compute nothing.
+
+Each docstring says what to look for, and which table it draws. Epochs count from 0, as in the trace;
+−1 stands for a measurement before training.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from reports.style import (
+    BLUE,
+    CYCLE,
+    GREEN,
+    GREY,
+    GROUP_COLOURS,
+    ORANGE,
+    VERMILION,
+    band,
+    label_lines,
+    new_axes,
+)
+
+_SCORE_NAMES = {"loss": "loss", "aum": "AUM", "grad_norm": "gradient norm"}
+
+
+def plot_loss(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Loss of clean and wrongly labelled samples over epochs: median, and middle half as a band.
+
+    Look for the gap: while it is open, the network has learned what is regular and not yet the
+    noise; where the curves meet, it has memorised.
+
+    Args:
+        table: `summarise_epochs(run, "loss", groups=...)`.
+        ax: Axes to draw into; a new figure's by default.
+
+    Returns:
+        The axes.
+    """
+    ax = _plot_distribution(table, ax)
+    ax.set(title="Loss by sample group", ylabel="loss (nats)")
+    return ax
+
+
+def plot_grad_norm(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Distribution of per-sample gradient norms over epochs: median, middle half as a band.
+
+    Look for which group drives the updates: late in training a few samples with large norms do.
+
+    Args:
+        table: `summarise_epochs(run, "grad_norm", groups=...)`.
+        ax: Axes to draw into; a new figure's by default.
+
+    Returns:
+        The axes.
+    """
+    ax = _plot_distribution(table, ax)
+    for group, rows in table.groupby("group"):
+        colour = GROUP_COLOURS.get(str(group), GREY)
+        ax.plot(rows["epoch"], rows["q95"], color=colour, linewidth=0.8, linestyle=":")
+    ax.set(title="Per-sample gradient norm", ylabel="‖∇ℓᵢ‖₂ (nats per unit of parameter)")
+    ax.set_yscale("log")
+    return ax
+
+
+def _plot_distribution(table: pd.DataFrame, ax: Axes | None) -> Axes:
+    ax = new_axes(ax)
+    ends = []
+    for group, rows in table.groupby("group"):
+        colour = GROUP_COLOURS.get(str(group), GREY)
+        epochs = rows["epoch"].to_numpy()
+        ax.plot(epochs, rows["median"], color=colour)
+        band(ax, epochs, rows["q25"].to_numpy(), rows["q75"].to_numpy(), colour)
+        n = f"{int(rows['n'].iloc[-1]):,}"
+        ends.append((epochs[-1], rows["median"].iloc[-1], f"{group}\n(n = {n})", colour))
+    _epoch_axis(ax)
+    label_lines(ax, ends)
+    return ax
+
+
+def plot_loss_mixture(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Histogram of losses at one epoch, with the two fitted beta components.
+
+    Look for two humps and for how well the curves follow the bars; one hump means that there is
+    nothing to separate, whatever the fitted rate says.
+
+    Args:
+        table: `tabulate_mixture(...)`: scaled loss bins with densities.
+        ax: Axes to draw into; a new figure's by default.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    width = float(table["right"].iloc[0] - table["left"].iloc[0])
+    bottom = np.zeros(len(table))
+    groups = [g for g in ("clean", "wrong label", "all") if g in table]
+    for group in groups:
+        heights = table[group].to_numpy()
+        ax.bar(
+            table["left"],
+            heights,
+            width,
+            bottom=bottom,
+            align="edge",
+            color=GROUP_COLOURS[group],
+            alpha=0.35,
+            label="samples" if group == "all" else f"{group} samples (truth)",
+        )
+        bottom += heights
+    centre = (table["left"] + table["right"]) / 2
+    ax.plot(centre, table["component_0"], color=BLUE, label="fitted: label right")
+    ax.plot(centre, table["component_1"], color=VERMILION, label="fitted: label wrong")
+    ax.set(
+        title="Losses and the fitted beta mixture",
+        xlabel="loss, scaled so that the 5th and 95th percentile are 0 and 1",
+        ylabel="density",
+        ylim=(0, 1.08 * max(bottom.max(), table["component_0"].iloc[1:].max())),
+    )
+    ax.legend(fontsize=8, loc="upper center")
+    return ax
+
+
+def plot_detection_auc(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """How well loss, AUM and gradient norm tell wrong labels over epochs, with 95 % bands.
+
+    Look for the plateau before memorisation, and for AUM staying up when the loss falls: it
+    remembers.
+
+    Args:
+        table: `detection_auc(run, flipped)`.
+        ax: Axes to draw into; a new figure's by default.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    ends = []
+    for (score, name), colour in zip(_SCORE_NAMES.items(), (BLUE, GREEN, ORANGE), strict=True):
+        rows = table[table["score"] == score]
+        if rows.empty:
+            continue
+        epochs, auc = rows["epoch"].to_numpy(), rows["auc"].to_numpy()
+        ax.plot(epochs, auc, color=colour)
+        band(ax, epochs, auc - 1.96 * rows["stderr"], auc + 1.96 * rows["stderr"], colour)
+        ends.append((epochs[-1], auc[-1], name, colour))
+    ax.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
+    ax.set(title="Which labels are wrong?", ylabel="area under the ROC curve")
+    ax.set_ylim(top=1.01)
+    _epoch_axis(ax)
+    label_lines(ax, ends)
+    return ax
+
+
+def plot_data_map(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Each sample by mean and spread of its label's probability over training.
+
+    Look at the corners: top left easy, bottom left hard or mislabelled, right ambiguous.
+
+    Args:
+        table: `summarise_samples(...)` with a column `group`.
+        ax: Axes to draw into; a new figure's by default.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    for group in ("all", "clean", "wrong label"):
+        rows = table[table["group"] == group]
+        if len(rows):
+            colour = GROUP_COLOURS[group]
+            label = f"{group} ({len(rows):,})"
+            ax.scatter(
+                rows["std_p_true"],
+                rows["mean_p_true"],
+                s=9,
+                color=colour,
+                alpha=0.5,
+                linewidths=0,
+                label=label,
+                rasterized=True,
+            )
+    ax.set(
+        title="Data map",
+        xlabel="variability: standard deviation of p(label) over epochs",
+        ylabel="confidence: mean p(label)",
+        ylim=(-0.02, 1.02),
+    )
+    ax.legend(loc="lower right", fontsize=8, markerscale=1.6)
+    return ax
+
+
+def plot_fisher_trace(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Fisher trace over epochs, in total and by block, with bands of ±1.96 standard errors.
+
+    Look for rise, peak and fall: the network is plastic while the trace is high and moving. A block
+    that takes over the trace late is where the remaining fitting happens.
+
+    Args:
+        table: `run.scalars("fisher_trace")`, or of `empirical_fisher_trace`, which is titled as such.
+        ax: Axes to draw into; a new figure's by default.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    empirical = set(table["name"]) == {"empirical_fisher_trace"}
+    blocks = ["total", *(b for b in table["block"].unique() if b != "total")]
+    ends = []
+    for block, colour in zip(blocks, ("#222222", *CYCLE, *[GREY] * len(blocks)), strict=False):
+        rows = table[table["block"] == block]
+        epochs, value = rows["epoch"].to_numpy(), rows["value"].to_numpy()
+        ax.plot(epochs, value, color=colour, linewidth=2 if block == "total" else 1.2)
+        error = 1.96 * rows["stderr"].to_numpy()
+        band(ax, epochs, value - error, value + error, colour)
+        ends.append((epochs[-1], value[-1], block if block == "total" else f"layer {block}", colour))
+    title = "Empirical Fisher trace (data labels)" if empirical else "Fisher trace (model labels)"
+    ax.set(title=title, ylabel="tr F (nats² per squared unit of parameter)")
+    ax.set_ylim(bottom=0)
+    _epoch_axis(ax)
+    label_lines(ax, ends)
+    return ax
+
+
+def plot_accuracy(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Accuracies over epochs, with bands of ±1.96 standard errors.
+
+    Look for the best test accuracy before the training curve reaches 1: what is lost after it is
+    what memorising costs.
+
+    Args:
+        table: `run.scalars("accuracy")`.
+        ax: Axes to draw into; a new figure's by default.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    ends = []
+    for block, colour in zip(table["block"].unique(), CYCLE, strict=False):
+        rows = table[table["block"] == block]
+        epochs, value = rows["epoch"].to_numpy(), rows["value"].to_numpy()
+        error = 1.96 * rows["stderr"].to_numpy()
+        ax.plot(epochs, value, color=colour)
+        band(ax, epochs, value - error, value + error, colour)
+        ends.append((epochs[-1], value[-1], str(block).replace(", ", ",\n"), colour))
+    ax.set(title="Accuracy", ylabel="share predicted right", ylim=(0, 1.02))
+    _epoch_axis(ax)
+    label_lines(ax, ends)
+    return ax
+
+
+def plot_weighted_gradient_share(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Each weight group's share of the weighted gradient Σ wᵢ‖∇ℓᵢ‖ over epochs, against its weight.
+
+    Look at solid against dashed: where a group's share of the gradient leaves its share of the
+    weight, the weight no longer decides what the group contributes.
+
+    Args:
+        table: `run.scalars()` rows of `weighted_gradient_share` and `weight_share`.
+        ax: Axes to draw into; a new figure's by default.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    ends = []
+    groups = table["block"].unique()
+    for group, colour in zip(groups, np.resize(CYCLE, len(groups)), strict=True):
+        for name, style in (("weighted_gradient_share", "-"), ("weight_share", "--")):
+            rows = table[(table["block"] == group) & (table["name"] == name)]
+            if rows.empty:
+                continue
+            epochs, value = rows["epoch"].to_numpy(), rows["value"].to_numpy()
+            ax.plot(epochs, value, style, color=colour, linewidth=1.2 if style == "-" else 0.7)
+            if style == "-":
+                error = 1.96 * rows["stderr"].to_numpy()
+                band(ax, epochs, value - error, value + error, colour, alpha=0.1)
+                ends.append((epochs[-1], value[-1], str(group), colour))
+    ax.set(title="Share of the weighted gradient", ylabel="share (dashed: share of the weight)")
+    ax.set_ylim(bottom=0)
+    _epoch_axis(ax)
+    label_lines(ax, ends)
+    return ax
+
+
+def plot_predicted_frac(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Fraction of an evaluation set assigned to each class, over epochs.
+
+    Look for fractions that drift back to what an unweighted network gives: the effect of the weights
+    is wearing off.
+
+    Args:
+        table: `run.scalars("predicted_frac")` rows of one set; blocks are `<set>: class <c>`.
+        ax: Axes to draw into; a new figure's by default.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    ends = []
+    blocks = table["block"].unique()
+    for block, colour in zip(blocks, np.resize(CYCLE, len(blocks)), strict=True):
+        rows = table[table["block"] == block]
+        epochs, value = rows["epoch"].to_numpy(), rows["value"].to_numpy()
+        error = 1.96 * rows["stderr"].to_numpy()
+        ax.plot(epochs, value, color=colour, linewidth=1.2)
+        band(ax, epochs, value - error, value + error, colour, alpha=0.1)
+        ends.append((epochs[-1], value[-1], str(block).rpartition(": ")[2], colour))
+    name = str(blocks[0]).rpartition(": ")[0]
+    ax.set(title=f"Predicted classes: {name}", ylabel="fraction of the set", ylim=(0, None))
+    _epoch_axis(ax)
+    label_lines(ax, ends)
+    return ax
+
+
+def plot_noise_law(runs: pd.DataFrame, curves: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Held-out accuracy on noisy labels against noise ratio: the runs, and the laws.
+
+    Look at whether the points follow the theory's bend or a straight line.
+
+    Args:
+        runs: `noise_table(study)` rows of one kind of noise.
+        curves: `LawComparison.curves`.
+        ax: Axes to draw into; a new figure's by default.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    styles = {
+        "theory": ("#222222", "-"),
+        "theory × clean accuracy": (GREEN, "-"),
+        "free quadratic": (BLUE, "--"),
+        "straight line": (ORANGE, ":"),
+    }
+    ends = []
+    for law, (colour, style) in styles.items():
+        ax.plot(curves["ratio"], curves[law], style, color=colour)
+        ends.append((curves["ratio"].iloc[-1], curves[law].iloc[-1], law, colour))
+    ax.errorbar(
+        runs["ratio"],
+        runs["held_out_noisy"],
+        yerr=1.96 * runs["held_out_noisy_stderr"],
+        fmt="o",
+        color=VERMILION,
+        markersize=5,
+        alpha=0.8,
+        elinewidth=1,
+        label="runs, ±1.96 standard errors",
+    )
+    ax.set(
+        title=f"What {runs['noise'].iloc[0]} label noise costs",
+        xlabel="noise ratio: share of wrong labels (true class excluded)",
+        ylabel="accuracy on held-out noisy labels",
+        ylim=(0, 1.02),
+    )
+    ax.legend(loc="lower left", fontsize=8)
+    label_lines(ax, ends)
+    return ax
+
+
+def plot_label_precision(runs: pd.DataFrame, theory: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Label precision and recall of keeping the samples whose prediction agrees with their label.
+
+    Look at precision above 1 − ratio: that gain is what the selection is worth.
+
+    Args:
+        runs: `noise_table(study)` rows of one kind of noise.
+        theory: Columns `ratio`, `label_precision`, `label_recall` of the law.
+        ax: Axes to draw into; a new figure's by default.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    ends = []
+    for name, colour in (("label_precision", BLUE), ("label_recall", VERMILION)):
+        ax.plot(theory["ratio"], theory[name], color=colour)
+        ax.plot(runs["ratio"], runs[name], "o", color=colour, markersize=5, alpha=0.8)
+        text = name.replace("_", " ")
+        ends.append((theory["ratio"].iloc[-1], theory[name].iloc[-1], text, colour))
+    ax.set(
+        title=f"Selecting clean labels, {runs['noise'].iloc[0]} noise",
+        xlabel="noise ratio (lines: the law, points: runs)",
+        ylabel="share",
+        ylim=(0, 1.02),
+    )
+    label_lines(ax, ends)
+    return ax
+
+
+def _epoch_axis(ax: Axes) -> None:
+    ax.set_xlabel("epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.margins(x=0.01)

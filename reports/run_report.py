@@ -1,0 +1,326 @@
+"""The report of one run: which labels look wrong, when it memorised, how its Fisher trace moved."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pandas as pd
+
+from dynamics.curves import describe_curve
+from dynamics.datasets import Dataset
+from dynamics.label_noise import (
+    SEPARATES,
+    choose_epoch,
+    detection_auc,
+    estimate_noise_rate,
+    fit_beta_mixture,
+    fit_each_epoch,
+    known_flips,
+    rank_suspects,
+    tabulate_mixture,
+)
+from dynamics.summary import count_missing, summarise_epochs, summarise_samples
+from dynamics.traces import Run
+from reports.figures import (
+    plot_accuracy,
+    plot_data_map,
+    plot_detection_auc,
+    plot_fisher_trace,
+    plot_grad_norm,
+    plot_loss,
+    plot_loss_mixture,
+    plot_predicted_frac,
+    plot_weighted_gradient_share,
+)
+from reports.page import Cell, Page, PageTable, Panel, Section, picture
+from reports.provenance import describe_provenance
+
+N_SUSPECTS = 24
+
+
+def build_run_report(run: Run, dataset: Dataset | None = None) -> Page:
+    """Analyse a run and lay out its report.
+
+    Args:
+        run: The run.
+        dataset: The training images, for pictures of the suspects; ids alone without it.
+
+    Returns:
+        The page.
+    """
+    flipped = known_flips(run)
+    groups = None if flipped is None else flipped.map({False: "clean", True: "wrong label"})
+    scalars = run.scalars()
+    fits = fit_each_epoch(run)
+    epoch = None if fits.empty else choose_epoch(fits)
+    suspects = None if epoch is None else rank_suspects(run, epoch=epoch)
+    auc = None if flipped is None else detection_auc(run, flipped)
+    verdict = [*_judge_labels(fits, epoch, suspects, flipped, auc), *_judge_curves(scalars)]
+    panels = [
+        _distribution_panel(run, "loss", groups),
+        _mixture_panel(suspects, flipped, epoch),
+        _auc_panel(auc, flipped),
+        _data_map_panel(run, groups),
+        _distribution_panel(run, "grad_norm", groups),
+    ]
+    return Page(
+        title=f"Training dynamics of {run.name}",
+        subtitle=_subtitle(run),
+        verdict=verdict or ["This run has recorded nothing that a verdict could rest on."],
+        caveats=_caveats(run, scalars),
+        sections=[
+            Section("Samples", panels),
+            Section("Network", _scalar_panels(scalars)),
+        ],
+        tables=[] if suspects is None else [_suspect_table(suspects, epoch, dataset)],
+        provenance=describe_provenance(run),
+    )
+
+
+def _judge_labels(
+    fits: pd.DataFrame,
+    epoch: int | None,
+    suspects: pd.DataFrame | None,
+    flipped: pd.Series | None,
+    auc: pd.DataFrame | None,
+) -> list[str]:
+    if epoch is None or suspects is None:
+        return []
+    confidence = float(fits.loc[fits["epoch"] == epoch, "confidence"].iloc[0])
+    sentences = []
+    if confidence >= SEPARATES:
+        rate = estimate_noise_rate(suspects["mean_loss"].dropna().to_numpy())
+        sentences.append(
+            f"About {rate.value:.0%} of the labels look wrong (95 % interval {rate.low:.0%} to "
+            f"{rate.high:.0%}; beta mixture on the losses of {rate.n:,} samples up to epoch {epoch}, "
+            f"chosen without knowing any true label; mixture confidence {confidence:.2f})."
+        )
+    else:
+        sentences.append(
+            f"The losses do not fall into two separate groups (mixture confidence at best "
+            f"{confidence:.2f}, where {SEPARATES} is needed), so no rate of wrong labels is given: "
+            "there are none, few, or too many to tell."
+        )
+    if flipped is not None and auc is not None and not auc.empty:
+        at = auc[auc["epoch"] == epoch].set_index("score")
+        told = [
+            f"{name} {at.loc[score, 'auc']:.3f} ± {at.loc[score, 'stderr']:.3f}"
+            for score, name in (("loss", "loss"), ("aum", "AUM"), ("grad_norm", "gradient norm"))
+            if score in at.index and pd.notna(at.loc[score, "auc"])
+        ]
+        truth = f"In truth {flipped.mean():.1%} are wrong."
+        if told:
+            truth += f" Area under the ROC curve at that epoch: {', '.join(told)} (standard errors)."
+        sentences.append(truth)
+    return sentences
+
+
+def _judge_curves(scalars: pd.DataFrame) -> list[str]:
+    sentences = []
+    accuracy = scalars[scalars["name"] == "accuracy"]
+    for block in [b for b in accuracy["block"].unique() if not str(b).startswith("train")]:
+        curve = describe_curve(accuracy[accuracy["block"] == block])
+        sentences.append(
+            f"Accuracy on {block} was best at epoch {curve.peak_epoch} with {curve.peak:.1%} and "
+            f"ended at {curve.last:.1%} ± {curve.last_stderr:.1%}."
+        )
+    fisher = scalars[(scalars["name"] == "fisher_trace") & (scalars["block"] == "total")]
+    if len(fisher) > 2:
+        curve = describe_curve(fisher)
+        shape = (
+            f"rose from {curve.first:.3g} to a peak of {curve.peak:.3g} ± {curve.peak_stderr:.2g} at "
+            f"epoch {curve.peak_epoch} and ended at {curve.last:.3g} ± {curve.last_stderr:.2g}"
+        )
+        tail = (
+            "" if curve.has_interior_peak else "; the fall is within its error, so this is no peak"
+        )
+        sentences.append(f"The Fisher trace {shape}{tail} (standard errors).")
+    return sentences
+
+
+def _caveats(run: Run, scalars: pd.DataFrame) -> list[str]:
+    caveats = []
+    missing = count_missing(run)
+    for row in missing.itertuples():
+        caveats.append(
+            f"{row.n:,} values of {row.column} are not finite, first at epoch {row.first_epoch}, "
+            f"sample {row.first_sample}; they are left out."
+        )
+    if not run.ended_cleanly:
+        caveats.append("The run did not end cleanly: it is still going on, or was interrupted.")
+    if len(run.attempts) > 1:
+        caveats.append(f"The run was resumed {len(run.attempts) - 1} times.")
+    caveats.append("One run, one seed: how much would differ with another seed is not known.")
+    return caveats
+
+
+def _subtitle(run: Run) -> str:
+    model = run.info.get("model", {})
+    n = run.info.get("n_samples")
+    size = f"{model['n_trainable']:,} trainable parameters" if "n_trainable" in model else ""
+    samples = f"{n:,} training samples" if isinstance(n, int) else ""
+    return " · ".join(part for part in (str(model.get("class", "")), size, samples) if part)
+
+
+def _distribution_panel(run: Run, column: str, groups: pd.Series | None) -> Panel:
+    plot: Callable[..., object] = plot_loss if column == "loss" else plot_grad_norm
+    title = "Loss over epochs" if column == "loss" else "Per-sample gradient norm over epochs"
+    table = summarise_epochs(run, column, groups=groups)
+    if table.empty:
+        probe = "SampleLoss()" if column == "loss" else "GradNorm()"
+        return Panel(column, title, "", missing=f"Add {probe} to the recorder's probes.")
+    caption = {
+        "loss": "Median loss at each presentation; the band holds the middle half of the samples. "
+        "While a gap is open, wrong labels can be told; where the curves meet, they are memorised.",
+        "grad_norm": "Median norm of each sample's own gradient, middle half as a band, 95th "
+        "percentile dotted. The group on top is what drives the updates.",
+    }[column]
+    return Panel(column, title, caption, lambda ax: plot(table, ax=ax), {column: table})
+
+
+def _mixture_panel(
+    suspects: pd.DataFrame | None, flipped: pd.Series | None, epoch: int | None
+) -> Panel:
+    name, title = "loss_mixture", "Losses and the fitted beta mixture"
+    if suspects is None:
+        return Panel(name, title, "", missing="Add SampleLoss() to the recorder's probes.")
+    losses = suspects["mean_loss"].dropna()
+    table = tabulate_mixture(fit_beta_mixture(losses.to_numpy()), losses, flipped)
+    caption = (
+        f"Each sample's mean loss up to epoch {epoch}. Two humps with the curves on the bars: the "
+        "rate of wrong labels can be believed. One hump: there is nothing to separate."
+    )
+    return Panel(name, title, caption, lambda ax: plot_loss_mixture(table, ax=ax), {name: table})
+
+
+def _auc_panel(auc: pd.DataFrame | None, flipped: pd.Series | None) -> Panel:
+    name, title = "detection_auc", "How well each score tells wrong labels"
+    if auc is None or auc.empty or flipped is None or not flipped.any():
+        return Panel(
+            name, title, "", missing="This needs true labels in the roster, and some wrong ones."
+        )
+    caption = (
+        "Chance that a wrong label scores higher than a right one, with 95 % bands. The loss forgets "
+        "what it knew as the network memorises; AUM, a mean over epochs, keeps it longer."
+    )
+    return Panel(name, title, caption, lambda ax: plot_detection_auc(auc, ax=ax), {name: auc})
+
+
+def _data_map_panel(run: Run, groups: pd.Series | None) -> Panel:
+    name, title = "data_map", "Data map"
+    summary = summarise_samples(run)
+    if summary.empty or summary["mean_p_true"].isna().all():
+        missing = "Add SampleLoss(), and give logits and labels to observe."
+        return Panel(name, title, "", missing=missing)
+    summary["group"] = "all" if groups is None else groups.reindex(summary.index)
+    caption = (
+        "Every sample by how sure and how steady the network was of its label over the whole run. "
+        "High: easy. Low and left: hard or mislabelled. Right: ambiguous, learned along the way."
+    )
+    return Panel(name, title, caption, lambda ax: plot_data_map(summary, ax=ax), {name: summary})
+
+
+def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
+    def panel(
+        name: str, title: str, names: list[str], plot: Callable[..., object], caption: str, probe: str
+    ) -> Panel:
+        table = scalars[scalars["name"].isin(names)]
+        if table.empty:
+            return Panel(name, title, "", missing=f"Add {probe}.")
+        return Panel(name, title, caption, lambda ax: plot(table, ax=ax), {name: table})
+
+    panels = [
+        panel(
+            "accuracy",
+            "Accuracy over epochs",
+            ["accuracy"],
+            plot_accuracy,
+            "Shares predicted right, bands ±1.96 standard errors. What the test curve loses after its "
+            "best epoch is what memorising costs.",
+            "recorder.record('accuracy', value, block='test', n=n) after each epoch",
+        ),
+        panel(
+            "fisher_trace",
+            "Fisher trace over epochs",
+            ["fisher_trace"],
+            plot_fisher_trace,
+            "Labels drawn from the model, network in eval mode, bands ±1.96 standard errors. It rises "
+            "while the network is plastic; a layer that takes over late is where fitting goes on.",
+            "FisherTrace(data=probe_set) to the recorder's probes",
+        ),
+    ]
+    if (scalars["name"] == "empirical_fisher_trace").any():
+        panels.append(
+            panel(
+                "empirical_fisher_trace",
+                "Empirical Fisher trace over epochs",
+                ["empirical_fisher_trace"],
+                plot_fisher_trace,
+                "The same sum at the data's labels. Not an estimate of the Fisher trace: it falls to "
+                "zero as the labels are fitted, whatever the curvature.",
+                "",
+            )
+        )
+    shares = scalars[scalars["name"] == "weighted_gradient_share"]
+    if len(shares) and shares["stderr"].notna().any():
+        panels.append(
+            panel(
+                "weighted_gradient_share",
+                "Share of the weighted gradient over epochs",
+                ["weighted_gradient_share", "weight_share"],
+                plot_weighted_gradient_share,
+                "What each class gets of Σ wᵢ‖∇ℓᵢ‖ (solid) beside its share of the weight (dashed). "
+                "Where they part, the weight no longer decides.",
+                "",
+            )
+        )
+    fractions = scalars[scalars["name"] == "predicted_frac"]
+    for name in dict.fromkeys(str(block).rpartition(": ")[0] for block in fractions["block"]):
+        table = fractions[fractions["block"].str.startswith(f"{name}: class ")]
+        key = "predicted_frac_" + "".join(c if c.isalnum() else "_" for c in name)
+        caption = (
+            f"Classes that the network assigns to the set “{name}” of {int(table['n'].iloc[0]):,} "
+            "inputs. Drift after the accuracies have settled is change that no label asked for."
+        )
+        draw = partial(_draw_fractions, table)
+        panels.append(Panel(key, f"Predicted classes: {name}", caption, draw, {key: table}))
+    return panels
+
+
+def _draw_fractions(table: pd.DataFrame, ax: object) -> object:
+    return plot_predicted_frac(table, ax=ax)  # type: ignore[arg-type]  # Panel.draw passes Axes
+
+
+def _suspect_table(
+    suspects: pd.DataFrame, epoch: int | None, dataset: Dataset | None
+) -> PageTable:
+    columns = {
+        "label": ("label", "{:.0f}"),
+        "predicted": ("predicted", "{:.0f}"),
+        "posterior": ("P(wrong)", "{:.3f}"),
+        "aum": ("AUM", "{:.2f}"),
+        "mean_loss": ("mean loss", "{:.2f}"),
+        "mean_p_true": ("mean p(label)", "{:.3f}"),
+        "n_forgotten": ("forgotten", "{:.0f}"),
+    }
+    if suspects["true_label"].notna().any() if "true_label" in suspects else False:
+        columns["true_label"] = ("true label", "{:.0f}")
+    rows = []
+    for sample_id, row in suspects.head(N_SUSPECTS).iterrows():
+        cells = [Cell(str(sample_id))]
+        if dataset is not None:
+            image = dataset.x_train[int(str(sample_id))]
+            cells.append(Cell(f"sample {sample_id}", picture(image, dataset.peak)))
+        cells += [
+            Cell(form.format(row[name]) if pd.notna(row[name]) else "–")
+            for name, (_, form) in columns.items()
+        ]
+        rows.append(cells)
+    pictures = ["picture"] if dataset is not None else []
+    note = (
+        f"Ranked by the mixture's probability that the label is wrong, then by AUM, up to epoch {epoch}"
+        f". “predicted” is the network's class in that epoch."
+    )
+    if dataset is None:
+        note += " For pictures, name the data set: dynamics report RUN --data PATH."
+    header = ["sample id", *pictures, *(title for title, _ in columns.values())]
+    return PageTable("The most suspect samples", note, header, rows)

@@ -1,0 +1,209 @@
+"""The report of a noise-ratio study: what label noise costs, and which law it follows."""
+
+import numpy as np
+import pandas as pd
+
+from dynamics.noise_law import (
+    LawComparison,
+    NoiseKind,
+    compare_laws,
+    invert_law,
+    law_accuracy,
+    law_label_precision,
+    noise_table,
+)
+from dynamics.traces import Study, TraceError
+from reports.figures import plot_label_precision, plot_noise_law
+from reports.page import Cell, Page, PageTable, Panel, Section
+from reports.provenance import describe_provenance
+
+MEMORISED = 0.998
+TOLERANCE = 0.06
+"""Deviation from the law that papers.md counts as reproduction at small scale."""
+
+
+def build_study_report(study: Study) -> Page:
+    """Analyse a study and lay out its report.
+
+    Args:
+        study: A study named noise-ratio.
+
+    Returns:
+        The page.
+
+    Raises:
+        TraceError: If the study is of a kind without a report, or none of its runs has ended.
+    """
+    if study.name != "noise-ratio":
+        raise TraceError(
+            f"There is no report for studies called {study.name!r}; there is one for noise-ratio. "
+            "Each of its runs has a report of its own."
+        )
+    runs = noise_table(study)
+    if runs.empty:
+        raise TraceError(f"No run of {study.path} has recorded anything yet.")
+    ended = runs[runs["ended_cleanly"]]
+    if ended.empty:
+        raise TraceError(f"No run of {study.path} has come to its end yet.")
+    n_classes = _count_classes(study)
+    kinds: list[NoiseKind] = [k for k in ("symmetric", "asymmetric") if k in set(ended["noise"])]
+    verdict, sections = [], []
+    for kind in kinds:
+        rows = ended[ended["noise"] == kind]
+        comparison = _compare(rows, kind, n_classes)
+        verdict += _judge(rows, kind, n_classes, comparison)
+        sections.append(_section(rows, kind, n_classes, comparison))
+    return Page(
+        title="What label noise costs",
+        subtitle=f"Study {study.name} · {len(ended)} runs · {study.path}",
+        verdict=verdict,
+        caveats=_caveats(runs, ended),
+        sections=sections,
+        tables=[_run_table(ended, n_classes)],
+        provenance=describe_provenance(study.runs[0]) | {"Run": f"first of {len(study.runs)}"},
+    )
+
+
+def _count_classes(study: Study) -> int:
+    rosters = (run.roster() for run in study.runs)
+    labels = [roster[["label", "true_label"]].max().max() for roster in rosters if len(roster)]
+    return int(max(labels)) + 1
+
+
+def _compare(rows: pd.DataFrame, kind: NoiseKind, n_classes: int) -> LawComparison | None:
+    if rows["ratio"].nunique() < 4:
+        return None
+    ratio, accuracy = rows["ratio"].to_numpy(), rows["held_out_noisy"].to_numpy()
+    return compare_laws(ratio, accuracy, kind=kind, n_classes=n_classes)
+
+
+def _judge(
+    rows: pd.DataFrame, kind: NoiseKind, n_classes: int, comparison: LawComparison | None
+) -> list[str]:
+    noisy = rows[rows["ratio"] >= 0.2]
+    sentences = []
+    if len(noisy):
+        theory = law_accuracy(noisy["ratio"].to_numpy(), kind=kind, n_classes=n_classes)
+        off = (noisy["held_out_noisy"] - theory).to_numpy()
+        worst = int(np.abs(off).argmax())
+        memorised = (noisy["train_accuracy"] >= MEMORISED).all()
+        holds = bool(np.abs(off).max() <= TOLERANCE)
+        sentences.append(
+            f"{kind.capitalize()} noise: Chen et al.'s law without a free parameter "
+            f"{'holds within' if holds else 'does not hold within'} ± {TOLERANCE} at ratios of .2 and "
+            f"more; the largest deviation of {len(noisy)} runs is {off[worst]:+.3f}, at ratio "
+            f"{noisy['ratio'].iloc[worst]:g}"
+            + ("." if memorised else "; but not all of them have memorised their labels.")
+        )
+    if comparison is None:
+        sentences.append(
+            f"{kind.capitalize()} noise: fewer than four ratios, so no curve is compared with a line."
+        )
+        return sentences
+    table = comparison.table.set_index("law")
+    best = table["aicc"].idxmin()
+    gain = comparison.quadratic_over_line
+    theory_bend = "theory's" if str(best).startswith("theory") else "free"
+    if np.isfinite(gain.value):
+        curved = gain.low > 0
+        sentences.append(
+            f"Is it really a parabola? A quadratic describes these {comparison.n_runs} runs "
+            f"{'better than' if curved else 'no better than'} a straight line (AICc lower by "
+            f"{gain.value:.1f}, 95 % interval {gain.low:.1f} to {gain.high:.1f}); of the four laws, "
+            f"“{best}” is best in {table.loc[best, 'probability_best']:.0%} of resamples, so the bend "
+            f"is the {theory_bend} one, with a largest deviation of "
+            f"{table.loc[best, 'largest_deviation']:.3f}."
+        )
+    return sentences
+
+
+def _caveats(runs: pd.DataFrame, ended: pd.DataFrame) -> list[str]:
+    caveats = []
+    seeds = int(ended.groupby(["noise", "ratio"])["seed"].nunique().min())
+    if seeds < 3:
+        caveats.append(
+            f"Only {seeds} seed(s) at some ratios: intervals over runs rest on very little. Add seeds."
+        )
+    weak = ended[ended["train_accuracy"] < MEMORISED]
+    if len(weak):
+        caveats.append(
+            f"{len(weak)} run(s) ended below {MEMORISED:.1%} training accuracy: "
+            f"{', '.join(weak['run'])}. The law is about networks that have memorised."
+        )
+    if len(ended) < len(runs):
+        unfinished = ", ".join(runs.loc[~runs["ended_cleanly"], "run"])
+        caveats.append(f"Left out, because they have not ended: {unfinished}.")
+    caveats.append(
+        "Accuracy here is against the noisy labels of held-out data, as in the paper; against the "
+        "true labels it is higher (see the table). The same images are split anew with each seed."
+    )
+    return caveats
+
+
+def _section(
+    rows: pd.DataFrame, kind: NoiseKind, n_classes: int, comparison: LawComparison | None
+) -> Section:
+    grid = np.linspace(0, max(float(rows["ratio"].max()), 0.5), 101)
+    recall = 1 - grid
+    precision = law_label_precision(grid, kind=kind, n_classes=n_classes)
+    theory = pd.DataFrame({"ratio": grid, "label_precision": precision, "label_recall": recall})
+    name = f"noise_law_{kind}"
+    title = f"Held-out accuracy against {kind} noise ratio"
+    if comparison is None:
+        law = Panel(name, title, "", missing="Run the study at four noise ratios or more.")
+    else:
+        curves = comparison.curves
+        caption = (
+            "Points are runs. Black is the law without a free parameter, green scales it by the "
+            "accuracy without noise; a line that misses the points in the middle is no law."
+        )
+        tables = {name: rows, f"{name}_curves": curves, f"{name}_comparison": comparison.table}
+        law = Panel(name, title, caption, lambda ax: plot_noise_law(rows, curves, ax=ax), tables)
+    name = f"label_precision_{kind}"
+    caption = (
+        "Keep the held-out samples whose prediction agrees with their label: precision is the share "
+        "of clean ones among them, recall the share of clean ones kept. Precision above 1 − ratio is "
+        "what this selection is worth."
+    )
+    tables = {name: rows, f"{name}_theory": theory}
+    selection = Panel(
+        name,
+        f"Label precision and recall under {kind} noise",
+        caption,
+        lambda ax: plot_label_precision(rows, theory, ax=ax),
+        tables,
+    )
+    return Section(f"{kind.capitalize()} noise", [law, selection])
+
+
+def _run_table(rows: pd.DataFrame, n_classes: int) -> PageTable:
+    columns = {
+        "train_accuracy": "train, noisy",
+        "held_out_noisy": "held-out, noisy",
+        "held_out_true": "held-out, true",
+        "label_precision": "label precision",
+        "label_recall": "label recall",
+    }
+    header = ["noise", "ratio", "seeds", "epochs", *columns.values(), "law", "deviation", "ratio by law"]
+    cells = []
+    for (noise, ratio), group in rows.groupby(["noise", "ratio"]):
+        kind: NoiseKind = "symmetric" if noise == "symmetric" else "asymmetric"
+        law = float(law_accuracy(float(str(ratio)), kind=kind, n_classes=n_classes))
+        mean = group["held_out_noisy"].mean()
+        inverted = [invert_law(a, kind=kind, n_classes=n_classes) for a in group["held_out_noisy"]]
+        epochs = f"{group['epochs'].min()}–{group['epochs'].max()}"
+        texts = [str(noise), f"{ratio:g}", str(len(group)), epochs]
+        texts += [_mean_and_spread(group[name]) for name in columns]
+        texts += [f"{law:.3f}", f"{mean - law:+.3f}", _mean_and_spread(pd.Series(inverted))]
+        cells.append([Cell(text) for text in texts])
+    note = (
+        "Means over seeds ± their standard deviation. “ratio by law” is the noise ratio that the law "
+        "gives for the measured accuracy; beyond its minimum the law cannot be inverted."
+    )
+    return PageTable("Runs", note, header, cells)
+
+
+def _mean_and_spread(values: pd.Series) -> str:
+    if len(values) < 2:
+        return f"{values.mean():.3f}"
+    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"

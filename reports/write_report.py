@@ -1,0 +1,76 @@
+"""`write_report`: from a run or a study to an HTML file, and figures beside it if asked for."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dynamics.datasets import Dataset, open_dataset
+from dynamics.traces import Run, Study
+from reports.page import Page
+from reports.run_report import build_run_report
+from reports.study_report import build_study_report
+
+MAX_BYTES = 2_000_000
+
+
+def write_report(
+    source: Run | Study,
+    path: str | Path,
+    *,
+    data: str | Path | None = None,
+    figures: str | Path | None = None,
+) -> Path:
+    """Analyse a run or a study and write its report as one self-contained HTML file.
+
+    Args:
+        source: What `open_run` or `open_study` returned.
+        path: File to write; its folder is made if missing.
+        data: Data set for pictures of suspect samples, as for `open_dataset`; the one that
+            `run.json` names by default, if it is there and unchanged.
+        figures: Folder for every figure as PNG, SVG and PDF and its data as CSV; none by default.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: If the data set given is not the one that the run was trained on.
+    """
+    page: Page
+    if isinstance(source, Study):
+        page = build_study_report(source)
+    else:
+        page = build_run_report(source, _find_dataset(source, data))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page.to_html(), encoding="utf-8")
+    if figures is not None:
+        page.write_figures(Path(figures))
+    return path
+
+
+def _find_dataset(run: Run, data: str | Path | None) -> Dataset | None:
+    described = run.info.get("data")
+    described = described if isinstance(described, dict) else {}
+    if data is None:
+        named = described.get("source")
+        if not isinstance(named, str):
+            return None
+        try:
+            dataset = open_dataset(named)
+        except (FileNotFoundError, ValueError):
+            return None  # the data have moved: the report says how to name them
+        return dataset if dataset.fingerprint() == described.get("sha256") else None
+    dataset = open_dataset(data)
+    expected = described.get("sha256")
+    if expected is not None and dataset.fingerprint() != expected:
+        raise ValueError(
+            f"{data} is not the data set that {run.path} was trained on: its fingerprint is "
+            f"{dataset.fingerprint()[:12]}…, the run's {str(expected)[:12]}…."
+        )
+    ids = run.roster().index
+    if len(ids) and int(np.max(ids)) >= len(dataset.x_train):
+        raise ValueError(
+            f"{data} has {len(dataset.x_train)} training images, but the run has sample "
+            f"{int(np.max(ids))}."
+        )
+    return dataset

@@ -1,0 +1,1 @@
+"""What the studies share: data, corruptions, models and the training loop."""

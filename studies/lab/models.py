@@ -1,0 +1,56 @@
+"""The networks of the studies, small enough for two cores."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def build_mlp(n_inputs: int, hidden: Sequence[int], n_classes: int) -> nn.Sequential:
+    """A multi-layer perceptron with ReLU.
+
+    Args:
+        n_inputs: Pixels per image; images are flattened.
+        hidden: Width of each hidden layer.
+        n_classes: Number of outputs.
+
+    Returns:
+        The network, from images (N, ...) to logits (N, n_classes).
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width in hidden:
+        layers += [nn.Linear(n_inputs, width), nn.ReLU(inplace=True)]
+        n_inputs = width
+    return nn.Sequential(*layers, nn.Linear(n_inputs, n_classes))
+
+
+class SmallCNN(nn.Module):
+    """Two convolutions with pooling, one hidden layer; no batch normalisation.
+
+    Args:
+        in_channels: 1 for grey images, 3 for colour.
+        image_size: Height and width, divisible by 4.
+        n_classes: Number of outputs.
+        width: Channels of the first convolution; the second has twice as many.
+    """
+
+    def __init__(self, in_channels: int, image_size: int, n_classes: int, width: int = 32) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(width, 2 * width, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        )
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(2 * width * (image_size // 4) ** 2, 4 * width),
+            nn.ReLU(inplace=True),
+            nn.Linear(4 * width, n_classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, channels, size, size) to logits (N, n_classes)."""
+        logits: Tensor = self.head(self.features(images))
+        return logits

@@ -1,0 +1,133 @@
+"""The one training loop of the studies, with the recorder in it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from probes import Recorder
+from studies.lab.data import TensorData
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: plain SGD at a fixed rate.
+
+    Attributes:
+        epochs: Epochs at most.
+        lr: Learning rate.
+        momentum: Momentum.
+        weight_decay: L2 penalty.
+        batch_size: Samples per step.
+        seed: Seed of the order of the samples.
+    """
+
+    epochs: int
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_size: int = 128
+    seed: int = 0
+
+
+def train(
+    model: nn.Module,
+    data: TensorData,
+    recipe: Recipe,
+    recorder: Recorder,
+    *,
+    sample_ids: Tensor | None = None,
+    after_epoch: Callable[[int], bool] = lambda epoch: False,
+    title: str = "training",
+) -> int:
+    """Train with cross-entropy, recording every batch.
+
+    Args:
+        model: Network from images to logits; changed in place.
+        data: Training images and labels.
+        recipe: How to train.
+        recorder: An entered recorder.
+        sample_ids: Id of each training sample; its row in `data` by default.
+        after_epoch: Called with each epoch's index when it is over; True ends training.
+        title: Text of the progress bar, which shows on a terminal only.
+
+    Returns:
+        Number of epochs trained.
+    """
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    ids = torch.arange(len(data)) if sample_ids is None else sample_ids
+    generator = torch.Generator().manual_seed(recipe.seed)
+    epochs = recorder.epochs(recipe.epochs)
+    trained = 0
+    for epoch in tqdm(epochs, title, total=recipe.epochs, disable=None, leave=False, unit="epoch"):
+        model.train()
+        for rows in shuffled_batches(len(data), recipe.batch_size, generator):
+            labels = data.labels[rows]
+            logits = model(data.images[rows])
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            recorder.observe(losses, ids[rows], logits=logits, labels=labels)
+            losses.mean().backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            optimizer.step()
+            optimizer.zero_grad()
+        trained = epoch + 1
+        if after_epoch(epoch):
+            recorder.end_epoch()
+            break
+    return trained
+
+
+def shuffled_batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Rows 0 … n − 1 in random order, a batch at a time.
+
+    Args:
+        n: Number of samples.
+        batch_size: Samples per batch; the last may be smaller.
+        generator: Source of the order.
+
+    Returns:
+        The batches.
+    """
+    return iter(torch.split(torch.randperm(n, generator=generator), batch_size))
+
+
+@torch.no_grad()
+def predict(model: nn.Module, data: TensorData, batch_size: int = 1024) -> Tensor:
+    """Predicted class of each image, in eval mode; the model's mode is restored.
+
+    Args:
+        model: The network.
+        data: Images.
+        batch_size: Images per pass.
+
+    Returns:
+        Shape (N,).
+    """
+    was_training = model.training
+    model.eval()
+    parts = [model(images).argmax(1) for images in torch.split(data.images, batch_size)]
+    model.train(was_training)
+    return torch.cat(parts)
+
+
+def record_accuracy(recorder: Recorder, block: str, predicted: Tensor, labels: Tensor) -> float:
+    """Record the share of right predictions, with its binomial standard error.
+
+    Args:
+        recorder: An entered recorder.
+        block: Which samples, such as test.
+        predicted: Predicted classes, shape (N,).
+        labels: Classes to compare with, shape (N,).
+
+    Returns:
+        The accuracy.
+    """
+    n = len(labels)
+    accuracy = (predicted == labels).double().mean().item()
+    stderr = (accuracy * (1 - accuracy) / n) ** 0.5
+    recorder.record("accuracy", accuracy, block=block, stderr=stderr, n=n)
+    return accuracy

@@ -1,0 +1,181 @@
+"""Study `noise-ratio`: what label noise costs a network that memorises (Chen et al., ICML 2019).
+
+Half of the noisy data is trained on until it is memorised; accuracy is then measured on the other
+half, against its *noisy* labels (the law's left-hand side) and against its true ones. Runs differ in
+kind of noise, ratio and seed. Everything is one fixed rate of plain SGD, so that nothing but the
+noise changes.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
+
+from dynamics import open_run
+from dynamics.datasets import Dataset, open_dataset
+from dynamics.traces import SCHEMA_VERSION, TraceError
+from dynamics.traces.layout import STUDY_FILE, read_json, write_durably
+from probes import Recorder, SampleLoss
+from studies.lab.corruption import NoiseKind, corrupt_labels
+from studies.lab.data import TensorData, to_tensors
+from studies.lab.models import build_mlp
+from studies.lab.train import Recipe, predict, record_accuracy, train
+
+NAME = "noise-ratio"
+MEMORISED = 0.999
+"""Training accuracy, on the noisy labels, at which a run ends."""
+
+
+class NoiseRatioConfig(BaseModel):
+    """One run of the study. Defaults: 8,000 images, an MLP of 1024-1024, SGD at a fixed rate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str
+    noise: NoiseKind
+    ratio: float = Field(ge=0, lt=1)
+    seed: int = Field(ge=0)
+    n_images: int = Field(default=8000, ge=40)
+    hidden: tuple[int, ...] = (1024, 1024)
+    lr: float = Field(default=0.05, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    batch_size: int = Field(default=128, ge=1)
+    max_epochs: int = Field(default=200, ge=1)
+
+    @property
+    def run_name(self) -> str:
+        """Folder of the run in the study."""
+        return f"{self.noise}-{self.ratio:g}-seed{self.seed}"
+
+
+def run_study(
+    out: Path,
+    *,
+    data: str,
+    noises: Sequence[NoiseKind],
+    ratios: Sequence[float],
+    seeds: int,
+    n_images: int,
+) -> None:
+    """Run every combination that has not been run yet.
+
+    Args:
+        out: Folder of the study.
+        data: What `open_dataset` takes.
+        noises: Kinds of noise.
+        ratios: Noise ratios.
+        seeds: Number of seeds, from 0.
+        n_images: Images used in all; half of them are trained on.
+    """
+    configs = [
+        NoiseRatioConfig(data=data, noise=noise, ratio=ratio, seed=seed, n_images=n_images)
+        for noise, ratio, seed in product(noises, ratios, range(seeds))
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    dataset = open_dataset(data)
+    _write_factors(out, configs)
+    for config in tqdm(configs, NAME, disable=None, unit="run"):
+        run_one(out / config.run_name, config, dataset)
+
+
+def run_one(out: Path, config: NoiseRatioConfig, dataset: Dataset) -> None:
+    """Run one combination, unless it has been run.
+
+    A run that was interrupted starts again from its first step, in the same folder.
+
+    Args:
+        out: Folder of the run.
+        config: What to run.
+        dataset: The data set that `config.data` names.
+
+    Raises:
+        TraceError: If the folder holds a run of another configuration.
+    """
+    content = {"study": NAME, **config.model_dump(mode="json")}
+    started = (out / "run.json").exists()
+    if started:
+        run = open_run(out)
+        if run.config != content:
+            raise TraceError(
+                f"{out} holds a run of another configuration. Give the study another --out."
+            )
+        if run.ended_cleanly:
+            return
+    chosen = np.random.default_rng(config.seed).permutation(len(dataset.y_train))
+    chosen = chosen[: config.n_images]
+    true = dataset.y_train[chosen].astype(np.int64)
+    noisy = corrupt_labels(
+        true, config.ratio, kind=config.noise, n_classes=dataset.n_classes, seed=config.seed
+    )
+    half = len(chosen) // 2
+    images = to_tensors(dataset)[0].take(chosen).relabelled(noisy)
+    train_set, held_out = images.take(np.arange(half)), images.take(np.arange(half, 2 * half))
+    torch.manual_seed(config.seed)
+    n_inputs = int(np.prod(images.images.shape[1:]))
+    model = build_mlp(n_inputs, config.hidden, dataset.n_classes)
+    recorder = Recorder(
+        out,
+        model,
+        [SampleLoss()],
+        roster={"sample_id": chosen[:half], "label": noisy[:half], "true_label": true[:half]},
+        data={"source": config.data, "sha256": dataset.fingerprint(), "peak": dataset.peak},
+        config=content,
+        resume=started,
+    )
+
+    def evaluate(epoch: int) -> bool:
+        return _evaluate(recorder, model, train_set, held_out, true[half : 2 * half]) >= MEMORISED
+
+    recipe = Recipe(
+        config.max_epochs, config.lr, config.momentum, 0.0, config.batch_size, config.seed
+    )
+    ids = torch.as_tensor(chosen[:half])
+    with recorder:
+        train(
+            model,
+            train_set,
+            recipe,
+            recorder,
+            sample_ids=ids,
+            after_epoch=evaluate,
+            title=config.run_name,
+        )
+
+
+def _evaluate(
+    recorder: Recorder,
+    model: torch.nn.Module,
+    train_set: TensorData,
+    held_out: TensorData,
+    true_labels: np.ndarray,
+) -> float:
+    """Record accuracies, label precision and label recall; return the training accuracy."""
+    predicted = predict(model, held_out)
+    clean = held_out.labels == torch.as_tensor(true_labels)
+    selected = predicted == held_out.labels
+    for name, n in (("label_precision", selected.sum()), ("label_recall", clean.sum())):
+        share = ((selected & clean).sum() / n).item() if n else float("nan")
+        stderr = (share * (1 - share) / n.item()) ** 0.5 if n else None
+        recorder.record(name, share, block="held-out", stderr=stderr, n=int(n))
+    record_accuracy(recorder, "held-out, noisy labels", predicted, held_out.labels)
+    record_accuracy(recorder, "held-out, true labels", predicted, torch.as_tensor(true_labels))
+    return record_accuracy(
+        recorder, "train, noisy labels", predict(model, train_set), train_set.labels
+    )
+
+
+def _write_factors(out: Path, configs: Iterable[NoiseRatioConfig]) -> None:
+    """Write `study.json`, or add the new levels to the one that is there."""
+    path = out / STUDY_FILE
+    known = read_json(path)["factors"] if path.exists() else {}
+    factors = {
+        name: sorted({*known.get(name, []), *(getattr(config, name) for config in configs)})
+        for name in ("noise", "ratio", "seed")
+    }
+    content = {"schema_version": SCHEMA_VERSION, "name": NAME, "factors": factors}
+    write_durably(out, STUDY_FILE, json.dumps(content, indent=2).encode())
