@@ -34,8 +34,8 @@ def describe_curve(table: pd.DataFrame) -> CurveShape:
     """Describe one curve.
 
     The errors of two points are taken as independent. On one fixed probe set they are positively
-    correlated, so the test of the peak errs on the side of finding none; that the peak is the largest
-    of many values errs on the other.
+    correlated, so the test of the peak errs on the side of finding none; that the peak is the
+    largest of many values errs on the other.
 
     Args:
         table: Rows of `run.scalars()` of one name and block: columns `epoch, value, stderr`.
@@ -53,9 +53,7 @@ def describe_curve(table: pd.DataFrame) -> CurveShape:
     stderr = rows["stderr"].to_numpy(dtype=np.float64)
     top = int(value.argmax())
     known = np.nan_to_num(stderr)
-    clear = [
-        value[top] - value[end] > 1.96 * np.hypot(known[top], known[end]) for end in (0, -1)
-    ]
+    clear = [value[top] - value[end] > 1.96 * np.hypot(known[top], known[end]) for end in (0, -1)]
     return CurveShape(
         first=float(value[0]),
         peak=float(value[top]),

@@ -1,4 +1,4 @@
-"""The arrays that a run was trained on: read by the studies to train, by the reports for pictures."""
+"""The arrays that a run was trained on: studies train on them, reports show pictures of them."""
 
 import gzip
 import hashlib
@@ -55,8 +55,8 @@ def open_dataset(source: str | Path) -> Dataset:
 
     Args:
         source: `digits` (scikit-learn's, always there: 1,500 training and 297 test images by a
-            fixed split); a folder with the four idx `.gz` files of MNIST or Fashion-MNIST; or an `.npz`
-            with arrays `x_train`, `y_train`, `x_test`, `y_test`.
+            fixed split); a folder with the four idx `.gz` files of MNIST or Fashion-MNIST; or an
+            `.npz` with arrays `x_train`, `y_train`, `x_test`, `y_test`.
 
     Returns:
         The data set.

@@ -23,10 +23,10 @@ _FIT_BINS = 2000
 SEPARATES = 0.95
 """Mean confidence from which the mixture's noise rate may be believed.
 
-Measured with MLPs on digits, MNIST and Fashion-MNIST: runs at or above it had fitted rates within .03
-of the truth (.20, .30, .40 symmetric noise); runs without noise reached .81, .91 and .88, with "rates"
-of .32, .25 and .26, and runs with 5, 10, 60 and 80 % stayed below it too. A mixture always finds two
-groups, so below it no rate is given.
+Measured with MLPs on digits, MNIST and Fashion-MNIST: runs at or above it had fitted rates within
+.03 of the truth (.20, .30, .40 symmetric noise); runs without noise reached .81, .91 and .88, with
+"rates" of .32, .25 and .26, and runs with 5, 10, 60 and 80 % stayed below it too. A mixture always
+finds two groups, so below it no rate is given.
 """
 
 

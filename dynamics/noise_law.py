@@ -71,7 +71,8 @@ def invert_law(accuracy: float, *, kind: NoiseKind, n_classes: int) -> float:
     """Noise ratio at which the law gives this accuracy.
 
     P falls from 1 to a minimum, at (C − 1)/C for symmetric noise and at 1/2 for asymmetric, and
-    rises after it; the falling branch is inverted, and an accuracy below the minimum gives its place.
+    rises after it; the falling branch is inverted, and an accuracy below the minimum gives its
+    place.
 
     Args:
         accuracy: Accuracy on held-out noisy labels.
@@ -127,8 +128,9 @@ def compare_laws(
     """Compare the four laws on runs at several noise ratios.
 
     AICc = n log(RSS/n) + 2k + 2k(k + 1)/(n − k − 1), with k the free parameters plus the residual
-    variance; infinite where n ≤ k + 1. The bootstrap resamples runs within each ratio where there are
-    at least two, and otherwise resamples the residuals of the free quadratic, the most flexible law.
+    variance; infinite where n ≤ k + 1. The bootstrap resamples runs within each ratio where there
+    are at least two, and otherwise resamples the residuals of the free quadratic, the most flexible
+    law.
 
     Args:
         ratio: Noise ratio of each run, shape (n,).
@@ -142,7 +144,8 @@ def compare_laws(
         The comparison.
 
     Raises:
-        ValueError: If there are fewer than four distinct ratios, too few to tell a curve from a line.
+        ValueError: If there are fewer than four distinct ratios, too few to tell a curve from a
+            line.
     """
     ratios = np.unique(ratio)
     if len(ratios) < 4:

@@ -1,13 +1,13 @@
-"""One function a figure: `plot_<name>(table, *, ax=None) -> Axes`. They draw tables and compute nothing.
+"""One function a figure, `plot_<name>(table, *, ax=None) -> Axes`: draws a table, computes nothing.
 
-Each docstring says what to look for, and which table it draws. Epochs count from 0, as in the trace;
-−1 stands for a measurement before training.
+Each docstring says what to look for, and which table it draws. Epochs count from 0, as in the
+trace; −1 stands for a measurement before training.
 """
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from reports.style import (
     BLUE,
@@ -17,6 +17,7 @@ from reports.style import (
     GROUP_COLOURS,
     ORANGE,
     VERMILION,
+    LineEnd,
     band,
     label_lines,
     new_axes,
@@ -38,8 +39,9 @@ def plot_loss(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = _plot_distribution(table, ax)
+    ax, ends = _plot_distribution(table, ax)
     ax.set(title="Loss by sample group", ylabel="loss (nats)")
+    label_lines(ax, ends)
     return ax
 
 
@@ -55,16 +57,18 @@ def plot_grad_norm(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = _plot_distribution(table, ax)
+    ax, ends = _plot_distribution(table, ax)
     for group, rows in table.groupby("group"):
         colour = GROUP_COLOURS.get(str(group), GREY)
         ax.plot(rows["epoch"], rows["q95"], color=colour, linewidth=0.8, linestyle=":")
     ax.set(title="Per-sample gradient norm", ylabel="‖∇ℓᵢ‖₂ (nats per unit of parameter)")
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    label_lines(ax, ends)
     return ax
 
 
-def _plot_distribution(table: pd.DataFrame, ax: Axes | None) -> Axes:
+def _plot_distribution(table: pd.DataFrame, ax: Axes | None) -> tuple[Axes, list[LineEnd]]:
     ax = new_axes(ax)
     ends = []
     for group, rows in table.groupby("group"):
@@ -75,8 +79,7 @@ def _plot_distribution(table: pd.DataFrame, ax: Axes | None) -> Axes:
         n = f"{int(rows['n'].iloc[-1]):,}"
         ends.append((epochs[-1], rows["median"].iloc[-1], f"{group}\n(n = {n})", colour))
     _epoch_axis(ax)
-    label_lines(ax, ends)
-    return ax
+    return ax, ends
 
 
 def plot_loss_mixture(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -198,7 +201,8 @@ def plot_fisher_trace(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     that takes over the trace late is where the remaining fitting happens.
 
     Args:
-        table: `run.scalars("fisher_trace")`, or of `empirical_fisher_trace`, which is titled as such.
+        table: `run.scalars("fisher_trace")`, or of `empirical_fisher_trace`, which is titled as
+            such.
         ax: Axes to draw into; a new figure's by default.
 
     Returns:
@@ -214,7 +218,9 @@ def plot_fisher_trace(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.plot(epochs, value, color=colour, linewidth=2 if block == "total" else 1.2)
         error = 1.96 * rows["stderr"].to_numpy()
         band(ax, epochs, value - error, value + error, colour)
-        ends.append((epochs[-1], value[-1], block if block == "total" else f"layer {block}", colour))
+        ends.append(
+            (epochs[-1], value[-1], block if block == "total" else f"layer {block}", colour)
+        )
     title = "Empirical Fisher trace (data labels)" if empirical else "Fisher trace (model labels)"
     ax.set(title=title, ylabel="tr F (nats² per squared unit of parameter)")
     ax.set_ylim(bottom=0)
@@ -264,23 +270,15 @@ def plot_weighted_gradient_share(table: pd.DataFrame, *, ax: Axes | None = None)
     Returns:
         The axes.
     """
-    ax = new_axes(ax)
-    ends = []
-    groups = table["block"].unique()
-    for group, colour in zip(groups, np.resize(CYCLE, len(groups)), strict=True):
-        for name, style in (("weighted_gradient_share", "-"), ("weight_share", "--")):
-            rows = table[(table["block"] == group) & (table["name"] == name)]
-            if rows.empty:
-                continue
-            epochs, value = rows["epoch"].to_numpy(), rows["value"].to_numpy()
-            ax.plot(epochs, value, style, color=colour, linewidth=1.2 if style == "-" else 0.7)
-            if style == "-":
-                error = 1.96 * rows["stderr"].to_numpy()
-                band(ax, epochs, value - error, value + error, colour, alpha=0.1)
-                ends.append((epochs[-1], value[-1], str(group), colour))
+    shares = table[table["name"] == "weighted_gradient_share"]
+    ax, ends = _plot_blocks(shares, ax)
+    weights = table[table["name"] == "weight_share"]
+    for block, colour in _colours(shares).items():
+        rows = weights[weights["block"] == block]
+        if len(rows) and colour != _CONTEXT:
+            ax.plot(rows["epoch"], rows["value"], "--", color=colour, linewidth=0.8)
     ax.set(title="Share of the weighted gradient", ylabel="share (dashed: share of the weight)")
     ax.set_ylim(bottom=0)
-    _epoch_axis(ax)
     label_lines(ax, ends)
     return ax
 
@@ -288,8 +286,8 @@ def plot_weighted_gradient_share(table: pd.DataFrame, *, ax: Axes | None = None)
 def plot_predicted_frac(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Fraction of an evaluation set assigned to each class, over epochs.
 
-    Look for fractions that drift back to what an unweighted network gives: the effect of the weights
-    is wearing off.
+    Look for fractions that drift back to what an unweighted network gives: the effect of the
+    weights is wearing off.
 
     Args:
         table: `run.scalars("predicted_frac")` rows of one set; blocks are `<set>: class <c>`.
@@ -298,21 +296,42 @@ def plot_predicted_frac(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
+    ax, ends = _plot_blocks(table, ax)
+    name = str(table["block"].iloc[0]).rpartition(": ")[0]
+    ax.set(title=f"Predicted classes: {name}", ylabel="fraction of the set", ylim=(0, None))
+    label_lines(ax, ends)
+    return ax
+
+
+_CONTEXT = "#c9c9c9"
+_N_NAMED = 4
+
+
+def _colours(table: pd.DataFrame) -> dict[str, str]:
+    """A colour for each block; of many, for those that end highest and lowest, the rest grey."""
+    last = table[table["epoch"] == table["epoch"].max()].sort_values("value")["block"].tolist()
+    named = last if len(last) <= _N_NAMED else [*last[:1], *last[1 - _N_NAMED :]]
+    colours = dict(zip(sorted(named), CYCLE, strict=False))
+    return {block: colours.get(block, _CONTEXT) for block in table["block"].unique()}
+
+
+def _plot_blocks(table: pd.DataFrame, ax: Axes | None) -> tuple[Axes, list[LineEnd]]:
     ax = new_axes(ax)
     ends = []
-    blocks = table["block"].unique()
-    for block, colour in zip(blocks, np.resize(CYCLE, len(blocks)), strict=True):
+    colours = _colours(table)
+    for block, colour in sorted(colours.items(), key=lambda item: item[1] != _CONTEXT):
         rows = table[table["block"] == block]
         epochs, value = rows["epoch"].to_numpy(), rows["value"].to_numpy()
         error = 1.96 * rows["stderr"].to_numpy()
-        ax.plot(epochs, value, color=colour, linewidth=1.2)
-        band(ax, epochs, value - error, value + error, colour, alpha=0.1)
-        ends.append((epochs[-1], value[-1], str(block).rpartition(": ")[2], colour))
-    name = str(blocks[0]).rpartition(": ")[0]
-    ax.set(title=f"Predicted classes: {name}", ylabel="fraction of the set", ylim=(0, None))
+        ax.plot(epochs, value, color=colour, linewidth=0.8 if colour == _CONTEXT else 1.4)
+        if colour != _CONTEXT:
+            band(ax, epochs, value - error, value + error, colour)
+            ends.append((epochs[-1], value[-1], str(block).rpartition(": ")[2], colour))
     _epoch_axis(ax)
-    label_lines(ax, ends)
-    return ax
+    others = list(colours.values()).count(_CONTEXT)
+    if others:
+        ends.append((table["epoch"].max(), table["value"].median(), f"{others} others", "#8a8a8a"))
+    return ax, ends
 
 
 def plot_noise_law(runs: pd.DataFrame, curves: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -361,7 +380,9 @@ def plot_noise_law(runs: pd.DataFrame, curves: pd.DataFrame, *, ax: Axes | None 
     return ax
 
 
-def plot_label_precision(runs: pd.DataFrame, theory: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def plot_label_precision(
+    runs: pd.DataFrame, theory: pd.DataFrame, *, ax: Axes | None = None
+) -> Axes:
     """Label precision and recall of keeping the samples whose prediction agrees with their label.
 
     Look at precision above 1 − ratio: that gain is what the selection is worth.

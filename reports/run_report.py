@@ -91,7 +91,8 @@ def _judge_labels(
         rate = estimate_noise_rate(suspects["mean_loss"].dropna().to_numpy())
         sentences.append(
             f"About {rate.value:.0%} of the labels look wrong (95 % interval {rate.low:.0%} to "
-            f"{rate.high:.0%}; beta mixture on the losses of {rate.n:,} samples up to epoch {epoch}, "
+            f"{rate.high:.0%}; beta mixture on the losses of {rate.n:,} samples up to epoch "
+            f"{epoch}, "
             f"chosen without knowing any true label; mixture confidence {confidence:.2f})."
         )
     else:
@@ -101,15 +102,17 @@ def _judge_labels(
             "there are none, few, or too many to tell."
         )
     if flipped is not None and auc is not None and not auc.empty:
-        at = auc[auc["epoch"] == epoch].set_index("score")
-        told = [
-            f"{name} {at.loc[score, 'auc']:.3f} ± {at.loc[score, 'stderr']:.3f}"
-            for score, name in (("loss", "loss"), ("aum", "AUM"), ("grad_norm", "gradient norm"))
-            if score in at.index and pd.notna(at.loc[score, "auc"])
-        ]
+        told = []
+        for score, name in (("loss", "loss"), ("aum", "AUM"), ("grad_norm", "gradient norm")):
+            at = auc[(auc["epoch"] == epoch) & (auc["score"] == score)].dropna()
+            told += [
+                f"{name} {a:.3f} ± {e:.3f}" for a, e in zip(at["auc"], at["stderr"], strict=True)
+            ]
         truth = f"In truth {flipped.mean():.1%} are wrong."
         if told:
-            truth += f" Area under the ROC curve at that epoch: {', '.join(told)} (standard errors)."
+            truth += (
+                f" Area under the ROC curve at that epoch: {', '.join(told)} (standard errors)."
+            )
         sentences.append(truth)
     return sentences
 
@@ -127,7 +130,8 @@ def _judge_curves(scalars: pd.DataFrame) -> list[str]:
     if len(fisher) > 2:
         curve = describe_curve(fisher)
         shape = (
-            f"rose from {curve.first:.3g} to a peak of {curve.peak:.3g} ± {curve.peak_stderr:.2g} at "
+            f"rose from {curve.first:.3g} to a peak of {curve.peak:.3g} ± {curve.peak_stderr:.2g} "
+            f"at "
             f"epoch {curve.peak_epoch} and ended at {curve.last:.3g} ± {curve.last_stderr:.2g}"
         )
         tail = (
@@ -187,7 +191,9 @@ def _mixture_panel(
     table = tabulate_mixture(fit_beta_mixture(losses.to_numpy()), losses, flipped)
     caption = (
         f"Each sample's mean loss up to epoch {epoch}. Two humps with the curves on the bars: the "
-        "rate of wrong labels can be believed. One hump: there is nothing to separate."
+        "rate of wrong labels can be believed. One hump: there is nothing to separate. The "
+        "outermost "
+        "bars gather all losses beyond the 5th and 95th percentile."
     )
     return Panel(name, title, caption, lambda ax: plot_loss_mixture(table, ax=ax), {name: table})
 
@@ -199,7 +205,8 @@ def _auc_panel(auc: pd.DataFrame | None, flipped: pd.Series | None) -> Panel:
             name, title, "", missing="This needs true labels in the roster, and some wrong ones."
         )
     caption = (
-        "Chance that a wrong label scores higher than a right one, with 95 % bands. The loss forgets "
+        "Chance that a wrong label scores higher than a right one, with 95 % bands. The loss "
+        "forgets "
         "what it knew as the network memorises; AUM, a mean over epochs, keeps it longer."
     )
     return Panel(name, title, caption, lambda ax: plot_detection_auc(auc, ax=ax), {name: auc})
@@ -221,7 +228,12 @@ def _data_map_panel(run: Run, groups: pd.Series | None) -> Panel:
 
 def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
     def panel(
-        name: str, title: str, names: list[str], plot: Callable[..., object], caption: str, probe: str
+        name: str,
+        title: str,
+        names: list[str],
+        plot: Callable[..., object],
+        caption: str,
+        probe: str,
     ) -> Panel:
         table = scalars[scalars["name"].isin(names)]
         if table.empty:
@@ -234,7 +246,8 @@ def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
             "Accuracy over epochs",
             ["accuracy"],
             plot_accuracy,
-            "Shares predicted right, bands ±1.96 standard errors. What the test curve loses after its "
+            "Shares predicted right, bands ±1.96 standard errors. What the test curve loses after "
+            "its "
             "best epoch is what memorising costs.",
             "recorder.record('accuracy', value, block='test', n=n) after each epoch",
         ),
@@ -243,7 +256,8 @@ def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
             "Fisher trace over epochs",
             ["fisher_trace"],
             plot_fisher_trace,
-            "Labels drawn from the model, network in eval mode, bands ±1.96 standard errors. It rises "
+            "Labels drawn from the model, network in eval mode, bands ±1.96 standard errors. It "
+            "rises "
             "while the network is plastic; a layer that takes over late is where fitting goes on.",
             "FisherTrace(data=probe_set) to the recorder's probes",
         ),
@@ -255,7 +269,8 @@ def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
                 "Empirical Fisher trace over epochs",
                 ["empirical_fisher_trace"],
                 plot_fisher_trace,
-                "The same sum at the data's labels. Not an estimate of the Fisher trace: it falls to "
+                "The same sum at the data's labels. Not an estimate of the Fisher trace: it falls "
+                "to "
                 "zero as the labels are fitted, whatever the curvature.",
                 "",
             )
@@ -268,7 +283,8 @@ def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
                 "Share of the weighted gradient over epochs",
                 ["weighted_gradient_share", "weight_share"],
                 plot_weighted_gradient_share,
-                "What each class gets of Σ wᵢ‖∇ℓᵢ‖ (solid) beside its share of the weight (dashed). "
+                "What each class gets of Σ wᵢ‖∇ℓᵢ‖ (solid) beside its share of the weight "
+                "(dashed). "
                 "Where they part, the weight no longer decides.",
                 "",
             )
@@ -290,9 +306,7 @@ def _draw_fractions(table: pd.DataFrame, ax: object) -> object:
     return plot_predicted_frac(table, ax=ax)  # type: ignore[arg-type]  # Panel.draw passes Axes
 
 
-def _suspect_table(
-    suspects: pd.DataFrame, epoch: int | None, dataset: Dataset | None
-) -> PageTable:
+def _suspect_table(suspects: pd.DataFrame, epoch: int | None, dataset: Dataset | None) -> PageTable:
     columns = {
         "label": ("label", "{:.0f}"),
         "predicted": ("predicted", "{:.0f}"),
@@ -317,7 +331,8 @@ def _suspect_table(
         rows.append(cells)
     pictures = ["picture"] if dataset is not None else []
     note = (
-        f"Ranked by the mixture's probability that the label is wrong, then by AUM, up to epoch {epoch}"
+        f"Ranked by the mixture's probability that the label is wrong, then by AUM, up to epoch "
+        f"{epoch}"
         f". “predicted” is the network's class in that epoch."
     )
     if dataset is None:

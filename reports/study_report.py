@@ -90,29 +90,32 @@ def _judge(
         holds = bool(np.abs(off).max() <= TOLERANCE)
         sentences.append(
             f"{kind.capitalize()} noise: Chen et al.'s law without a free parameter "
-            f"{'holds within' if holds else 'does not hold within'} ± {TOLERANCE} at ratios of .2 and "
+            f"{'holds within' if holds else 'does not hold within'} ± {TOLERANCE} at ratios of .2 "
+            f"and "
             f"more; the largest deviation of {len(noisy)} runs is {off[worst]:+.3f}, at ratio "
             f"{noisy['ratio'].iloc[worst]:g}"
             + ("." if memorised else "; but not all of them have memorised their labels.")
         )
     if comparison is None:
         sentences.append(
-            f"{kind.capitalize()} noise: fewer than four ratios, so no curve is compared with a line."
+            f"{kind.capitalize()} noise: fewer than four ratios, so no curve is compared with a "
+            f"line."
         )
         return sentences
-    table = comparison.table.set_index("law")
-    best = table["aicc"].idxmin()
+    best = comparison.table.sort_values("aicc").iloc[0]
     gain = comparison.quadratic_over_line
-    theory_bend = "theory's" if str(best).startswith("theory") else "free"
+    theory_bend = "theory's" if str(best["law"]).startswith("theory") else "free"
     if np.isfinite(gain.value):
         curved = gain.low > 0
         sentences.append(
             f"Is it really a parabola? A quadratic describes these {comparison.n_runs} runs "
             f"{'better than' if curved else 'no better than'} a straight line (AICc lower by "
-            f"{gain.value:.1f}, 95 % interval {gain.low:.1f} to {gain.high:.1f}); of the four laws, "
-            f"“{best}” is best in {table.loc[best, 'probability_best']:.0%} of resamples, so the bend "
+            f"{gain.value:.1f}, 95 % interval {gain.low:.1f} to {gain.high:.1f}); of the four "
+            f"laws, "
+            f"“{best['law']}” is best in {best['probability_best']:.0%} of resamples, so the "
+            f"bend "
             f"is the {theory_bend} one, with a largest deviation of "
-            f"{table.loc[best, 'largest_deviation']:.3f}."
+            f"{best['largest_deviation']:.3f}."
         )
     return sentences
 
@@ -122,7 +125,8 @@ def _caveats(runs: pd.DataFrame, ended: pd.DataFrame) -> list[str]:
     seeds = int(ended.groupby(["noise", "ratio"])["seed"].nunique().min())
     if seeds < 3:
         caveats.append(
-            f"Only {seeds} seed(s) at some ratios: intervals over runs rest on very little. Add seeds."
+            f"Only {seeds} seed(s) at some ratios: intervals over runs rest on very little. Add "
+            f"seeds."
         )
     weak = ended[ended["train_accuracy"] < MEMORISED]
     if len(weak):
@@ -161,8 +165,10 @@ def _section(
         law = Panel(name, title, caption, lambda ax: plot_noise_law(rows, curves, ax=ax), tables)
     name = f"label_precision_{kind}"
     caption = (
-        "Keep the held-out samples whose prediction agrees with their label: precision is the share "
-        "of clean ones among them, recall the share of clean ones kept. Precision above 1 − ratio is "
+        "Keep the held-out samples whose prediction agrees with their label: precision is the "
+        "share "
+        "of clean ones among them, recall the share of clean ones kept. Precision above 1 − ratio "
+        "is "
         "what this selection is worth."
     )
     tables = {name: rows, f"{name}_theory": theory}
@@ -184,7 +190,16 @@ def _run_table(rows: pd.DataFrame, n_classes: int) -> PageTable:
         "label_precision": "label precision",
         "label_recall": "label recall",
     }
-    header = ["noise", "ratio", "seeds", "epochs", *columns.values(), "law", "deviation", "ratio by law"]
+    header = [
+        "noise",
+        "ratio",
+        "seeds",
+        "epochs",
+        *columns.values(),
+        "law",
+        "deviation",
+        "ratio by law",
+    ]
     cells = []
     for (noise, ratio), group in rows.groupby(["noise", "ratio"]):
         kind: NoiseKind = "symmetric" if noise == "symmetric" else "asymmetric"
@@ -197,7 +212,8 @@ def _run_table(rows: pd.DataFrame, n_classes: int) -> PageTable:
         texts += [f"{law:.3f}", f"{mean - law:+.3f}", _mean_and_spread(pd.Series(inverted))]
         cells.append([Cell(text) for text in texts])
     note = (
-        "Means over seeds ± their standard deviation. “ratio by law” is the noise ratio that the law "
+        "Means over seeds ± their standard deviation. “ratio by law” is the noise ratio that the "
+        "law "
         "gives for the measured accuracy; beyond its minimum the law cannot be inverted."
     )
     return PageTable("Runs", note, header, cells)

@@ -1,16 +1,18 @@
-"""The look of the figures: one palette, direct labels, bands for uncertainty, the same in every file.
+"""The look of the figures: one palette, direct labels, bands for uncertainty, in every file.
 
-Colours are from Okabe and Ito's set, which stays apart for colour-blind readers and, by lightness, in
-print. Clean samples are always blue, wrong labels always vermilion.
+Colours are from Okabe and Ito's set, which stays apart for colour-blind readers and, by lightness,
+in print. Clean samples are always blue, wrong labels always vermilion.
 """
 
 import contextlib
 import io
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,11 +21,14 @@ PURPLE, ORANGE, SKY, GREY = "#AA4499", "#E69F00", "#56B4E9", "#666666"
 CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY)
 GROUP_COLOURS = {"clean": BLUE, "wrong label": VERMILION, "all": BLUE}
 
-_RC = {
+LineEnd = tuple[float, float, str, str]
+"""Last x, last y, name and colour of a line."""
+
+_RC: dict[Any, Any] = {  # matplotlib types the keys, not the values that belong to them
     "axes.edgecolor": "#444444",
     "axes.grid": True,
     "axes.labelsize": 9,
-    "axes.prop_cycle": mpl.cycler(color=CYCLE),
+    "axes.prop_cycle": cycler(color=CYCLE),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
@@ -48,12 +53,12 @@ def house_style(salt: str = "training-dynamics") -> Iterator[None]:
     """Draw in the house style, whatever the caller's own settings are.
 
     Args:
-        salt: Makes the ids inside an SVG reproducible and, with one salt a figure, unique in a page.
+        salt: Makes ids inside an SVG reproducible and, one salt a figure, unique in a page.
 
     Yields:
         Nothing.
     """
-    with mpl.rc_context({**_RC, "svg.hashsalt": salt}):
+    with mpl.rc_context(_RC | {"svg.hashsalt": salt}):
         yield
 
 
@@ -72,39 +77,37 @@ def band(
     ax.fill_between(x, low, high, color=colour, alpha=alpha, linewidth=0)
 
 
-def label_lines(ax: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
+def label_lines(ax: Axes, labels: Sequence[LineEnd]) -> None:
     """Write each line's name at its right end, moved apart where names would overlap.
 
     Args:
-        ax: Axes with final limits.
-        labels: For each line its last x, last y, name and colour.
+        ax: Axes with their final limits and scales.
+        labels: The lines' ends.
     """
-    if not labels:
-        return
     to_axes = ax.transData + ax.transAxes.inverted()
-    heights = [float(to_axes.transform((x, y))[1]) for x, y, _, _ in labels]
-    gap = 0.075
-    placed = np.array(heights)[np.argsort(heights)]
-    for i in range(1, len(placed)):
-        placed[i] = max(placed[i], placed[i - 1] + gap)
-    overflow = placed[-1] - 1.0
-    if overflow > 0:
-        placed[-1] -= overflow
-        for i in range(len(placed) - 2, -1, -1):
-            placed[i] = min(placed[i], placed[i + 1] - gap)
-    for (_, _, name, colour), height in zip(
-        sorted(labels, key=lambda label: heights[labels.index(label)]), placed, strict=True
-    ):
-        ax.text(
-            1.01, height, name, color=colour, transform=ax.transAxes, va="center", fontsize=8
-        )
+    placed = []
+    for x, y, name, colour in labels:
+        placed.append((float(to_axes.transform((x, y))[1]), name, colour))
+    placed.sort(key=lambda label: label[0])
+    sizes = np.array([0.075 * (1 + name.count("\n")) for _, name, _ in placed])
+    heights = np.array([height for height, _, _ in placed])
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + (sizes[i - 1] + sizes[i]) / 2)
+    if len(heights) and heights[-1] > 1:
+        heights[-1] = 1
+        for i in range(len(heights) - 2, -1, -1):
+            heights[i] = min(heights[i], heights[i + 1] - (sizes[i + 1] + sizes[i]) / 2)
+    for height, (_, name, colour) in zip(heights, placed, strict=True):
+        ax.text(1.01, height, name, color=colour, transform=ax.transAxes, va="center", fontsize=8)
 
 
 def to_svg(figure: Figure) -> str:
-    """A figure as an SVG element for a page: no size of its own, no metadata, the same each time."""
+    """A figure as an SVG element: no size of its own, no metadata, the same bytes each time."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r' height="[^"]*pt"', "", text, count=1))
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r' height="[^"]*pt"', "", text, count=1)
+    )

@@ -1,8 +1,8 @@
 """Study `noise-ratio`: what label noise costs a network that memorises (Chen et al., ICML 2019).
 
 Half of the noisy data is trained on until it is memorised; accuracy is then measured on the other
-half, against its *noisy* labels (the law's left-hand side) and against its true ones. Runs differ in
-kind of noise, ratio and seed. Everything is one fixed rate of plain SGD, so that nothing but the
+half, against its *noisy* labels (the law's left-hand side) and against its true ones. Runs differ
+in kind of noise, ratio and seed. Everything is one fixed rate of plain SGD, so that nothing but the
 noise changes.
 """
 
