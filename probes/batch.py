@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dynamics.traces import Status
+
 
 @dataclass(eq=False, slots=True)
 class ObservedBatch:
@@ -47,3 +49,14 @@ class ObservedBatch:
             return None
         relative = self.factor / self.factor.mean()
         return torch.where(self.factor == 0, torch.zeros_like(relative), relative)
+
+    def add_weight_and_status(self) -> None:
+        """Add the columns of every finished batch: `weight`, if there is one, and `status`."""
+        weight = self.relative_weights()
+        if weight is not None:
+            self.columns["weight"] = weight
+        if self.factor is None:
+            status = torch.full_like(self.sample_id, int(Status.NO_BACKWARD), dtype=torch.int32)
+        else:
+            status = (self.factor == 0).to(torch.int32) * int(Status.ZERO_WEIGHT)
+        self.columns["status"] = status

@@ -12,9 +12,11 @@ Ride-along probes (`SampleLoss`, `GradNorm`) use `observe` and `finish` to add c
 extra-pass probes (`FisherTrace`, `WeightEffect`) return values from `measure`.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from math import isfinite
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -36,6 +38,16 @@ class Scalar:
     mode: str | None = None
 
 
+def scalar_columns(scalars: Sequence[Scalar]) -> dict[str, list[Any]]:
+    """Scalars as columns of the `scalars` table; values that are not finite become missing."""
+    columns = {
+        field.name: [getattr(scalar, field.name) for scalar in scalars] for field in fields(Scalar)
+    }
+    for name in ("value", "stderr"):
+        columns[name] = [v if v is not None and isfinite(v) else None for v in columns[name]]
+    return columns
+
+
 class Probe:
     """A probe that does nothing; the four probes override the moments that they need."""
 
@@ -44,6 +56,9 @@ class Probe:
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Columns that another probe must have added to a batch before this one's `finish`."""
+
+    writes: ClassVar[tuple[str, ...]] = ()
+    """Columns of `samples` that this probe adds to a batch."""
 
     def attach(self, model: nn.Module) -> None:
         """Prepare for the model, or refuse it.
@@ -101,3 +116,22 @@ class Probe:
     def describe(self) -> dict[str, object]:
         """What `run.json` says about this probe; JSON-able."""
         return {"probe": type(self).__name__, "when": str(self.when) if self.when else None}
+
+
+def order_probes(probes: Sequence[Probe]) -> list[Probe]:
+    """Put probes that need another's columns behind it.
+
+    Args:
+        probes: The probes of a recorder.
+
+    Returns:
+        The same probes.
+
+    Raises:
+        ValueError: If two of them write the same column.
+    """
+    writers = Counter(column for probe in probes for column in probe.writes)
+    twice = [column for column, n in writers.items() if n > 1]
+    if twice:
+        raise ValueError(f"Two probes write `{twice[0]}`; a recorder takes one of each such kind.")
+    return sorted(probes, key=lambda probe: len(probe.needs))

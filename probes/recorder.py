@@ -1,27 +1,23 @@
 """The recorder: one added line in a training loop, and a durable trace of what happened in it."""
 
 import contextlib
-import dataclasses
-import hashlib
 import math
-import platform
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pandas as pd
-import torch
-from torch import Tensor, nn
+from torch import Tensor, int64, nn
 
-from dynamics.traces import Status, TraceError, TraceWriter, begin_attempt, create_run, open_run
+from dynamics.traces import TraceError, TraceWriter, begin_attempt, create_run, open_run
 from dynamics.traces.layout import RUN_FILE, run_folder
-from dynamics.traces.resume import has_rows, refuse_existing
+from dynamics.traces.resume import check_folder
 from probes.batch import ObservedBatch
-from probes.probe import Probe, Scalar
+from probes.probe import Probe, Scalar, order_probes, scalar_columns
 from probes.roster import KnownIds, LabelLedger, check_roster
+from probes.run_info import describe_run
 from probes.scale import watch_factor
 from probes.staging import Staging
 from probes.step_counter import StepCounter
@@ -70,7 +66,7 @@ class Recorder:
         path = Path(out)
         self.path = run_folder(path.parent, path.name)
         self.model = model
-        self.probes = sorted(probes, key=lambda probe: len(probe.needs))
+        self.probes = order_probes(probes)
         self._roster = None if roster is None else check_roster(roster)
         self._known = (
             None if self._roster is None else KnownIds(self._roster["sample_id"].to_numpy())
@@ -79,7 +75,7 @@ class Recorder:
         self._config = dict(config or {})
         self._repeats = repeats
         self._resume = resume
-        self._check_folder()
+        check_folder(self.path, resume=resume)
         self.epoch = 0
         self._run_id = uuid.uuid4().hex
         self._loaded_epoch: int | None = None
@@ -89,8 +85,6 @@ class Recorder:
         self._cleanup = contextlib.ExitStack()
         self._steps: StepCounter | None = None
         self._staging: Staging | None = None
-
-    # The life of a recorder
 
     def __enter__(self) -> Self:
         try:
@@ -140,8 +134,12 @@ class Recorder:
                 if clean:
                     self._finish(self._unfinished)
                 for batch in self._unfinished:
+                    batch.add_weight_and_status()
                     self._stage(batch)
                 staging.drain()
+            except BaseException:
+                clean = False
+                raise
             finally:
                 self._unfinished, self._staging, self._steps = [], None, None
                 staging.writer.close(clean=clean)
@@ -229,10 +227,10 @@ class Recorder:
         batch = ObservedBatch(
             step=self.step,
             epoch=self.epoch,
-            sample_id=sample_id.detach().to(losses.device, torch.int64),
+            sample_id=sample_id.detach().to(losses.device, int64),
             losses=losses.detach(),
             logits=None if logits is None else logits.detach(),
-            labels=None if labels is None else labels.detach().to(losses.device, torch.int64),
+            labels=None if labels is None else labels.detach().to(losses.device, int64),
             weights=None if weights is None else weights.detach().to(losses.device),
         )
         for probe in self.probes:
@@ -318,44 +316,14 @@ class Recorder:
 
     # Behind the scenes
 
-    def _check_folder(self) -> None:
-        exists = (self.path / RUN_FILE).exists()
-        if exists and not self._resume and has_rows(self.path):
-            raise TraceError(refuse_existing(self.path))
-        if self._resume and not exists:
-            raise TraceError(
-                f"{self.path} holds no run to resume. Leave resume=True away to start a new one."
-            )
-
     def _open_folder(self) -> None:
         if self._resume:
             self._run_id = str(open_run(self.path).info["run_id"])
             return
-        if (self.path / RUN_FILE).exists():
-            (self.path / RUN_FILE).unlink()  # a run that recorded nothing; _check_folder has looked
-        create_run(self.path, self._describe())
-
-    def _describe(self) -> dict[str, Any]:
-        roster = self._roster
-        labels = None if roster is None else roster["label"].to_numpy().tobytes()
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        packages = ("training-dynamics", "torch", "backpack-for-pytorch", "numpy", "pyarrow")
-        return {
-            "run_id": self._run_id,
-            "model": {
-                "class": type(self.model).__name__,
-                "n_parameters": sum(p.numel() for p in self.model.parameters()),
-                "n_trainable": sum(p.numel() for p in trainable),
-                "device": str(trainable[0].device) if trainable else "cpu",
-            },
-            "n_samples": None if roster is None else len(roster),
-            "labels_sha256": None if labels is None else hashlib.sha256(labels).hexdigest(),
-            "data": self._data,
-            "config": self._config,
-            "probes": [probe.describe() for probe in self.probes],
-            "versions": {name: _version(name) for name in packages}
-            | {"python": platform.python_version()},
-        }
+        (self.path / RUN_FILE).unlink(missing_ok=True)  # of a run that has recorded nothing
+        info = describe_run(self.model, self.probes, self._roster)
+        info |= {"run_id": self._run_id, "data": self._data, "config": self._config}
+        create_run(self.path, info)
 
     def _trace(self) -> Staging:
         """Where rows go; the first row begins the attempt, when it is known where that starts."""
@@ -367,7 +335,7 @@ class Recorder:
             if attempt > 0:
                 earlier = open_run(self.path).samples(columns=[], epochs=[self.epoch], repeats=True)
                 writer.seen(self.epoch, earlier["sample_id"].to_numpy())
-            elif self._roster is not None:
+            if self._roster is not None and not open_run(self.path).parts("roster"):
                 roster = {str(name): c.to_numpy() for name, c in self._roster.items()}
                 writer.append("roster", roster)
             self._staging = Staging(writer, LabelLedger() if self._roster is None else None)
@@ -412,22 +380,14 @@ class Recorder:
         for scalar in scalars:
             if not math.isfinite(scalar.value):
                 self.event("non_finite", scalar.name, f"block {scalar.block}: {scalar.value}")
-        rows: dict[str, list[Any]] = {
-            field.name: [getattr(scalar, field.name) for scalar in scalars]
-            for field in dataclasses.fields(Scalar)
-        }
-        for name in ("value", "stderr"):
-            rows[name] = [v if v is not None and math.isfinite(v) else None for v in rows[name]]
-        n = len(scalars)
-        self._trace().writer.append(
-            "scalars", {"step": [self.step] * n, "epoch": [self.epoch] * n} | rows
-        )
+        place = {"step": [self.step] * len(scalars), "epoch": [self.epoch] * len(scalars)}
+        self._trace().writer.append("scalars", place | scalar_columns(scalars))
 
     def _finish(self, batches: Sequence[ObservedBatch]) -> None:
         for batch in list(batches):
             self._unfinished.remove(batch)
             try:
-                _add_weight_and_status(batch)
+                batch.add_weight_and_status()
                 for probe in self.probes:
                     probe.finish(batch)
             finally:
@@ -439,21 +399,3 @@ class Recorder:
             batch.columns["label"] = batch.labels
         batch.logits = None
         self._trace().add(batch)
-
-
-def _add_weight_and_status(batch: ObservedBatch) -> None:
-    weight = batch.relative_weights()
-    if weight is not None:
-        batch.columns["weight"] = weight
-    if batch.factor is None:
-        status = torch.full_like(batch.sample_id, int(Status.NO_BACKWARD), dtype=torch.int32)
-    else:
-        status = (batch.factor == 0).to(torch.int32) * int(Status.ZERO_WEIGHT)
-    batch.columns["status"] = status
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except ModuleNotFoundError:
-        return None

@@ -1,5 +1,7 @@
 """Per-sample loss and what else the logits say about each sample."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,15 @@ class SampleLoss(Probe):
         Margin: Pleiss et al., NeurIPS 2020, Sec. 3. EL2N: Paul et al., NeurIPS 2021, Sec. 2.
         p_true: Swayamdipta et al., EMNLP 2020, Sec. 2.
     """
+
+    writes: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "margin",
+        "p_true",
+        "el2n",
+        "predicted",
+        "correct",
+    )
 
     def observe(self, batch: ObservedBatch) -> None:
         """Add the columns to the batch."""

@@ -92,8 +92,8 @@ def _judge_labels(
         sentences.append(
             f"About {rate.value:.0%} of the labels look wrong (95 % interval {rate.low:.0%} to "
             f"{rate.high:.0%}; beta mixture on the losses of {rate.n:,} samples up to epoch "
-            f"{epoch}, "
-            f"chosen without knowing any true label; mixture confidence {confidence:.2f})."
+            f"{epoch}, chosen without knowing any true label; mixture confidence "
+            f"{confidence:.2f})."
         )
     else:
         sentences.append(
@@ -131,8 +131,7 @@ def _judge_curves(scalars: pd.DataFrame) -> list[str]:
         curve = describe_curve(fisher)
         shape = (
             f"rose from {curve.first:.3g} to a peak of {curve.peak:.3g} ± {curve.peak_stderr:.2g} "
-            f"at "
-            f"epoch {curve.peak_epoch} and ended at {curve.last:.3g} ± {curve.last_stderr:.2g}"
+            f"at epoch {curve.peak_epoch} and ended at {curve.last:.3g} ± {curve.last_stderr:.2g}"
         )
         tail = (
             "" if curve.has_interior_peak else "; the fall is within its error, so this is no peak"
@@ -192,8 +191,7 @@ def _mixture_panel(
     caption = (
         f"Each sample's mean loss up to epoch {epoch}. Two humps with the curves on the bars: the "
         "rate of wrong labels can be believed. One hump: there is nothing to separate. The "
-        "outermost "
-        "bars gather all losses beyond the 5th and 95th percentile."
+        "outermost bars gather all losses beyond the 5th and 95th percentile."
     )
     return Panel(name, title, caption, lambda ax: plot_loss_mixture(table, ax=ax), {name: table})
 
@@ -206,8 +204,7 @@ def _auc_panel(auc: pd.DataFrame | None, flipped: pd.Series | None) -> Panel:
         )
     caption = (
         "Chance that a wrong label scores higher than a right one, with 95 % bands. The loss "
-        "forgets "
-        "what it knew as the network memorises; AUM, a mean over epochs, keeps it longer."
+        "forgets what it knew as the network memorises; AUM, a mean over epochs, keeps it longer."
     )
     return Panel(name, title, caption, lambda ax: plot_detection_auc(auc, ax=ax), {name: auc})
 
@@ -246,9 +243,8 @@ def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
             "Accuracy over epochs",
             ["accuracy"],
             plot_accuracy,
-            "Shares predicted right, bands ±1.96 standard errors. What the test curve loses after "
-            "its "
-            "best epoch is what memorising costs.",
+            "Shares predicted right, bands ±1.96 standard errors. What the test curve loses "
+            "after its best epoch is what memorising costs.",
             "recorder.record('accuracy', value, block='test', n=n) after each epoch",
         ),
         panel(
@@ -257,8 +253,8 @@ def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
             ["fisher_trace"],
             plot_fisher_trace,
             "Labels drawn from the model, network in eval mode, bands ±1.96 standard errors. It "
-            "rises "
-            "while the network is plastic; a layer that takes over late is where fitting goes on.",
+            "rises while the network is plastic; a layer that takes over late is where fitting "
+            "goes on.",
             "FisherTrace(data=probe_set) to the recorder's probes",
         ),
     ]
@@ -269,9 +265,8 @@ def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
                 "Empirical Fisher trace over epochs",
                 ["empirical_fisher_trace"],
                 plot_fisher_trace,
-                "The same sum at the data's labels. Not an estimate of the Fisher trace: it falls "
-                "to "
-                "zero as the labels are fitted, whatever the curvature.",
+                "The same sum at the data's labels. Not an estimate of the Fisher trace: it "
+                "falls to zero as the labels are fitted, whatever the curvature.",
                 "",
             )
         )
@@ -284,8 +279,7 @@ def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
                 ["weighted_gradient_share", "weight_share"],
                 plot_weighted_gradient_share,
                 "What each class gets of Σ wᵢ‖∇ℓᵢ‖ (solid) beside its share of the weight "
-                "(dashed). "
-                "Where they part, the weight no longer decides.",
+                "(dashed). Where they part, the weight no longer decides.",
                 "",
             )
         )
@@ -331,9 +325,8 @@ def _suspect_table(suspects: pd.DataFrame, epoch: int | None, dataset: Dataset |
         rows.append(cells)
     pictures = ["picture"] if dataset is not None else []
     note = (
-        f"Ranked by the mixture's probability that the label is wrong, then by AUM, up to epoch "
-        f"{epoch}"
-        f". “predicted” is the network's class in that epoch."
+        "Ranked by the mixture's probability that the label is wrong, then by AUM, up to epoch "
+        f"{epoch}. “predicted” is the network's class in that epoch."
     )
     if dataset is None:
         note += " For pictures, name the data set: dynamics report RUN --data PATH."

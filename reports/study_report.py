@@ -80,44 +80,43 @@ def _compare(rows: pd.DataFrame, kind: NoiseKind, n_classes: int) -> LawComparis
 def _judge(
     rows: pd.DataFrame, kind: NoiseKind, n_classes: int, comparison: LawComparison | None
 ) -> list[str]:
-    noisy = rows[rows["ratio"] >= 0.2]
+    name = f"{kind.capitalize()} noise"
     sentences = []
+    noisy = rows[rows["ratio"] >= 0.2]
     if len(noisy):
-        theory = law_accuracy(noisy["ratio"].to_numpy(), kind=kind, n_classes=n_classes)
-        off = (noisy["held_out_noisy"] - theory).to_numpy()
-        worst = int(np.abs(off).argmax())
-        memorised = (noisy["train_accuracy"] >= MEMORISED).all()
-        holds = bool(np.abs(off).max() <= TOLERANCE)
-        sentences.append(
-            f"{kind.capitalize()} noise: Chen et al.'s law without a free parameter "
-            f"{'holds within' if holds else 'does not hold within'} ± {TOLERANCE} at ratios of .2 "
-            f"and "
-            f"more; the largest deviation of {len(noisy)} runs is {off[worst]:+.3f}, at ratio "
-            f"{noisy['ratio'].iloc[worst]:g}"
-            + ("." if memorised else "; but not all of them have memorised their labels.")
-        )
+        sentences.append(f"{name}: {_judge_theory(noisy, kind, n_classes)}")
     if comparison is None:
-        sentences.append(
-            f"{kind.capitalize()} noise: fewer than four ratios, so no curve is compared with a "
-            f"line."
-        )
-        return sentences
-    best = comparison.table.sort_values("aicc").iloc[0]
-    gain = comparison.quadratic_over_line
-    theory_bend = "theory's" if str(best["law"]).startswith("theory") else "free"
-    if np.isfinite(gain.value):
-        curved = gain.low > 0
-        sentences.append(
-            f"Is it really a parabola? A quadratic describes these {comparison.n_runs} runs "
-            f"{'better than' if curved else 'no better than'} a straight line (AICc lower by "
-            f"{gain.value:.1f}, 95 % interval {gain.low:.1f} to {gain.high:.1f}); of the four "
-            f"laws, "
-            f"“{best['law']}” is best in {best['probability_best']:.0%} of resamples, so the "
-            f"bend "
-            f"is the {theory_bend} one, with a largest deviation of "
-            f"{best['largest_deviation']:.3f}."
-        )
+        sentences.append(f"{name}: fewer than four ratios, so no curve is compared with a line.")
+    elif np.isfinite(comparison.quadratic_over_line.value):
+        sentences.append(f"{name}, is it really a parabola? {_judge_bend(comparison)}")
     return sentences
+
+
+def _judge_theory(noisy: pd.DataFrame, kind: NoiseKind, n_classes: int) -> str:
+    theory = law_accuracy(noisy["ratio"].to_numpy(), kind=kind, n_classes=n_classes)
+    off = (noisy["held_out_noisy"] - theory).to_numpy()
+    worst = int(np.abs(off).argmax())
+    memorised = (noisy["train_accuracy"] >= MEMORISED).all()
+    holds = "holds" if abs(off[worst]) <= TOLERANCE else "does not hold"
+    return (
+        f"Chen et al.'s law, which has no free parameter, {holds} within ± {TOLERANCE} at ratios "
+        f"of .2 and more. The largest deviation of {len(noisy)} runs is {off[worst]:+.3f}, at "
+        f"ratio {noisy['ratio'].iloc[worst]:g}"
+        + ("." if memorised else "; but not all of them have memorised their labels.")
+    )
+
+
+def _judge_bend(comparison: LawComparison) -> str:
+    gain = comparison.quadratic_over_line
+    best = comparison.table.sort_values("aicc").iloc[0]
+    curved = "better than" if gain.low > 0 else "no better than"
+    return (
+        f"A quadratic describes these {comparison.n_runs} runs {curved} a straight line (AICc of "
+        f"the line minus AICc of the quadratic {gain.value:.1f}, 95 % interval {gain.low:.1f} to "
+        f"{gain.high:.1f}). Of the four laws the best is the {best['law']}, in "
+        f"{best['probability_best']:.0%} of resamples; it misses the mean at no ratio by more "
+        f"than {best['largest_deviation']:.3f}."
+    )
 
 
 def _caveats(runs: pd.DataFrame, ended: pd.DataFrame) -> list[str]:
@@ -166,10 +165,8 @@ def _section(
     name = f"label_precision_{kind}"
     caption = (
         "Keep the held-out samples whose prediction agrees with their label: precision is the "
-        "share "
-        "of clean ones among them, recall the share of clean ones kept. Precision above 1 − ratio "
-        "is "
-        "what this selection is worth."
+        "share of clean ones among them, recall the share of clean ones kept. Precision above 1 "
+        "− ratio is what this selection is worth."
     )
     tables = {name: rows, f"{name}_theory": theory}
     selection = Panel(
@@ -213,8 +210,7 @@ def _run_table(rows: pd.DataFrame, n_classes: int) -> PageTable:
         cells.append([Cell(text) for text in texts])
     note = (
         "Means over seeds ± their standard deviation. “ratio by law” is the noise ratio that the "
-        "law "
-        "gives for the measured accuracy; beyond its minimum the law cannot be inverted."
+        "law gives for the measured accuracy; beyond its minimum the law cannot be inverted."
     )
     return PageTable("Runs", note, header, cells)
 

@@ -49,11 +49,29 @@ def create_run(folder: Path, info: Mapping[str, Any]) -> None:
     try:
         write_json_once(folder / RUN_FILE, {"schema_version": SCHEMA_VERSION, **info})
     except FileExistsError:
-        raise TraceError(refuse_existing(folder)) from None
+        raise TraceError(_refuse_existing(folder)) from None
 
 
-def refuse_existing(folder: Path) -> str:
-    """The text of the error for a folder that already holds a run."""
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Refuse a folder that a run must not be recorded into.
+
+    Args:
+        folder: Folder of the run; need not exist.
+        resume: Whether a run in it is to be taken up again.
+
+    Raises:
+        TraceError: If it holds rows and `resume` is False, or no run and `resume` is True.
+    """
+    exists = (folder / RUN_FILE).exists()
+    if resume and not exists:
+        raise TraceError(
+            f"{folder} holds no run to resume. Leave resume=True away to start a new one."
+        )
+    if exists and not resume and _has_rows(folder):
+        raise TraceError(_refuse_existing(folder))
+
+
+def _refuse_existing(folder: Path) -> str:
     return (
         f"{folder} already holds a run, and recording into it again would mix two runs. Choose "
         f"another folder, delete this one, or take the run up again with "
@@ -61,8 +79,7 @@ def refuse_existing(folder: Path) -> str:
     )
 
 
-def has_rows(folder: Path) -> bool:
-    """Whether the folder holds a run that has recorded anything."""
+def _has_rows(folder: Path) -> bool:
     return any(next((folder / t).glob("rank-*/part-*.parquet"), None) for t in TABLES)
 
 

@@ -1,0 +1,29 @@
+"""Writes the generated pages and the README's figure: run by `make docs`."""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from dynamics import open_run
+from dynamics.traces.schema import describe_schema
+from reports import write_report
+from studies.demo import run_demo
+
+DOCS = Path(__file__).parent
+
+
+def main() -> None:
+    """Write docs/trace-format.md, and docs/demo.svg from a fresh run of the demo."""
+    (DOCS / "trace-format.md").write_text(describe_schema(), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        run_demo(Path(folder) / "run")
+        run = open_run(Path(folder) / "run")
+        write_report(run, Path(folder) / "report.html", figures=Path(folder) / "figures")
+        shutil.copy(Path(folder) / "figures" / "loss.png", DOCS / "demo-loss.png")
+        shutil.copy(Path(folder) / "figures" / "detection_auc.png", DOCS / "demo-detection.png")
+    sys.stdout.write("docs written\n")
+
+
+if __name__ == "__main__":
+    main()
