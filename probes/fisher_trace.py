@@ -14,9 +14,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from probes.engines.backpack import BackpackEngine
-from probes.errors import UnsupportedModelError
-from probes.neutral import neutral
+from probes.engines.extra_pass import extra_pass
 from probes.probe import Probe, Scalar
 from probes.probe_set import ProbeSet
 from probes.schedule import Schedule, every
@@ -73,7 +71,8 @@ def fisher_trace(
         The trace, its standard error, and both per layer.
 
     Raises:
-        ValueError: If the kind is unknown, or `empirical` is asked for without labels.
+        ValueError: If the kind is unknown, `empirical` is asked for without labels, or `draws` is
+            below 1.
         UnsupportedModelError: If a layer has no exact per-sample rule; all of them are named.
 
     Cost: one forward and `draws` backward passes over the probe set.
@@ -86,53 +85,30 @@ def fisher_trace(
     probe_set = data if isinstance(data, ProbeSet) else ProbeSet(data, probe="fisher_trace")
     if kind == "empirical" and probe_set.labels is None:
         raise ValueError("The empirical Fisher needs labels: pass data=(inputs, labels).")
+    if draws < 1:
+        raise ValueError(f"fisher_trace draws at least one label per input, but draws={draws}.")
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     moments = _Moments()
-    with neutral(model), torch.enable_grad():
-        engine = BackpackEngine(model)
-        if engine.problems:
-            raise UnsupportedModelError.listing("FisherTrace", engine.problems, _REMEDY)
-        engine.attach()
-        engine.armed = True
-        try:
-            for inputs, labels in probe_set.batches(batch_size, device):
-                log_p = model(inputs).log_softmax(dim=1)
-                n_draws = 1 if kind == "empirical" else draws
-                source = labels if kind == "empirical" else None
-                moments.add(_mean_norms_sq(engine, model, log_p, source, n_draws, generator))
-        finally:
-            engine.detach()
+    n_draws = 1 if kind == "empirical" else draws
+    with extra_pass(model, probe="FisherTrace", remedy=_REMEDY) as own_pass:
+        for inputs, labels in probe_set.batches(batch_size, device):
+            log_p = model(inputs).log_softmax(dim=1)
+            capture = own_pass.take()
+            source = labels if kind == "empirical" else None
+            sums: dict[str, Tensor] = {}
+            for draw in range(n_draws):
+                target = _draw_labels(log_p, generator) if source is None else source
+                scores = log_p.gather(1, target.unsqueeze(1)).squeeze(1)
+                last = draw + 1 == n_draws
+                norms_sq = own_pass.norms_sq(capture, scores, retain_graph=not last)
+                sums = {block: sums.get(block, 0) + value for block, value in norms_sq.items()}
+            moments.add({block: value / n_draws for block, value in sums.items()})
     return moments.estimate(kind)
 
 
-def _mean_norms_sq(
-    engine: BackpackEngine,
-    model: nn.Module,
-    log_p: Tensor,
-    labels: Tensor | None,
-    draws: int,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """Squared norm of each sample's score by block, averaged over drawn labels."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    capture = engine.take()
-    if capture is None:
-        raise UnsupportedModelError.listing("FisherTrace", ["no layer's hook fired"], _REMEDY)
-    sums: dict[str, Tensor] = {}
-    for draw in range(draws):
-        drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator).squeeze(1)
-        target = drawn if labels is None else labels
-        total = log_p.gather(1, target.unsqueeze(1)).sum()
-        engine.begin_backward(capture)
-        torch.autograd.grad(total, parameters, retain_graph=draw + 1 < draws, allow_unused=True)
-        problems = engine.check(capture, len(log_p))
-        if problems:
-            raise UnsupportedModelError.listing("FisherTrace", problems, _REMEDY)
-        for block, norms_sq in capture.norms_sq.items():
-            sums[block] = sums[block] + norms_sq if block in sums else norms_sq
-        capture.clear()
-    return {block: norms_sq / draws for block, norms_sq in sums.items()}
+def _draw_labels(log_p: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.multinomial(log_p.detach().exp(), 1, generator=generator).squeeze(1)
 
 
 class _Moments:

@@ -1,44 +1,76 @@
-"""Per-sample gradient norms, from the training's own backward pass."""
+"""Per-sample gradient norms: in the training's own backward pass, or in an own one in eval mode."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from probes.batch import ObservedBatch
 from probes.engines.backpack import BackpackEngine, NormCapture
+from probes.engines.extra_pass import extra_pass
 from probes.errors import UnsupportedModelError
 from probes.probe import Probe
 from probes.schedule import Schedule, every
 
+Mode = Literal["train", "eval"]
+SampleLosses = Callable[[Any, Tensor], Tensor]
+"""From the model's output and the labels to one loss per sample, shape (N,)."""
+
 REMEDY = (
-    "Replace these layers (GroupNorm for BatchNorm, for example), freeze their parameters, or pass "
-    "partial=True to record norms over the other parameters only, marked as such in run.json."
+    "For BatchNorm, use GradNorm(mode='eval', when=every(steps=16)), which takes a pass of its "
+    "own. "
+    "Otherwise replace these layers, freeze their parameters, or pass partial=True to record norms "
+    "over the other parameters only, marked as such in run.json."
 )
+
+
+def cross_entropy_losses(output: Any, labels: Tensor) -> Tensor:
+    """Softmax cross-entropy of each sample, unreduced, shape (N,)."""
+    return F.cross_entropy(output, labels, reduction="none")
 
 
 class GradNorm(Probe):
     """Records ‖∇ℓ_i‖₂ of every sample of a batch, over all trainable parameters.
 
-    Rides along in the loop's own backward pass. Convention: the norm is that of the sample's own
-    unreduced loss ℓ_i. Whatever factor the loop puts on it (1/N, an importance weight, loss scale)
-    is read off and divided out; where that factor is 0 the value is missing, with a status bit.
+    Convention: the norm is that of the sample's own unreduced loss ℓ_i. With `mode="train"` it
+    rides along in the loop's own backward pass; whatever factor the loop puts on ℓ_i (1/N, an
+    importance weight, loss scale) is read off and divided out, and where that factor is 0 the value
+    is missing, with a status bit. With `mode="eval"` the batch just seen goes through the model
+    once more, in eval mode and without a trace left, and ℓ_i is computed anew: the way for networks
+    with BatchNorm, whose training pass mixes the samples, and for dropout-free norms.
 
-    Cost: BackPACK's extra products in each layer, on scheduled steps; no pass of its own.
+    Cost: `train`: BackPACK's extra products in each layer, on scheduled steps. `eval`: one more
+    forward and backward pass on scheduled steps.
 
     Args:
         when: Steps to record, `every(steps=k)`; every step by default.
+        mode: Which pass the norms are taken in.
+        losses: For `mode="eval"`, the per-sample loss; softmax cross-entropy by default.
         blocks: Also record the norm over each layer's parameters, as `grad_norm/<layer>`.
-        partial: Accept layers without an exact rule and leave their parameters out of the norm.
+        partial: Accept layers without an exact rule and leave their parameters out of the norm;
+            for `mode="train"`.
 
     Raises:
-        ValueError: If the schedule is not one of steps.
+        ValueError: If the schedule is not one of steps, or the mode is unknown.
 
     Reference:
         BackPACK's BatchL2Grad: Dangel et al., ICLR 2020. GraNd, the norm's expectation over
-        initialisations: Paul et al., NeurIPS 2021, Sec. 2.
+        initialisations: Paul et al., NeurIPS 2021, Sec. 2, in eval mode.
     """
 
+    writes: ClassVar[tuple[str, ...]] = ("grad_norm",)
+
     def __init__(
-        self, when: Schedule | None = None, *, blocks: bool = False, partial: bool = False
+        self,
+        when: Schedule | None = None,
+        *,
+        mode: Mode = "train",
+        losses: SampleLosses = cross_entropy_losses,
+        blocks: bool = False,
+        partial: bool = False,
     ) -> None:
         self._steps = when or every(steps=1)
         if self._steps.steps is None:
@@ -46,10 +78,13 @@ class GradNorm(Probe):
                 f"GradNorm rides along in training steps, so it takes every(steps=k), but got "
                 f"{self._steps}."
             )
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be 'train' or 'eval', but is {mode!r}.")
+        self._mode = mode
+        self._losses = losses
         self._blocks = blocks
         self._partial = partial
-        self._engine: BackpackEngine | None = None
-        self._captures: dict[ObservedBatch, NormCapture] = {}
+        self._taken: _RideAlong | _OwnPass | None = None
 
     def attach(self, model: nn.Module) -> None:
         """Place the hooks.
@@ -57,17 +92,15 @@ class GradNorm(Probe):
         Raises:
             UnsupportedModelError: If a layer has no exact rule; all of them are named.
         """
-        engine = BackpackEngine(model)
-        if engine.problems and not self._partial:
-            raise UnsupportedModelError.listing("GradNorm", engine.problems, REMEDY)
-        engine.attach()
-        self._engine = engine
+        if self._mode == "train":
+            self._taken = _RideAlong(model, partial=self._partial)
+        else:
+            self._taken = _OwnPass(model, self._losses)
 
     def detach(self) -> None:
         """Remove the hooks."""
-        if self._engine is not None:
-            self._engine.detach()
-        self._captures.clear()
+        if self._taken is not None:
+            self._taken.detach()
 
     def begin_step(self, step: int) -> None:
         """Capture the coming forward pass if it is due."""
@@ -78,48 +111,138 @@ class GradNorm(Probe):
         self._attached().armed = False
 
     def observe(self, batch: ObservedBatch) -> None:
-        """Tie the forward pass just captured to the batch."""
-        capture = self._attached().take()
-        if capture is not None:
-            self._captures[batch] = capture
+        """Tie the forward pass just made to the batch."""
+        self._attached().observe(batch)
 
     def begin_backward(self, batch: ObservedBatch) -> None:
         """Called when the batch's backward pass reaches its losses."""
-        if batch in self._captures:
-            self._attached().begin_backward(self._captures[batch])
+        self._attached().begin_backward(batch)
 
     def finish(self, batch: ObservedBatch) -> None:
-        """Divide the captured norms by the factors, and add them to the batch.
-
-        Raises:
-            UnsupportedModelError: If the backward pass showed that the norms would be inexact.
-        """
-        capture = self._captures.pop(batch, None)
-        if capture is None or batch.factor is None:
+        """Add the norms to the batch."""
+        norms_sq = self._attached().norms_sq(batch)
+        if not norms_sq:
             return
-        problems = self._attached().check(capture, len(batch))
-        if problems and not (self._partial and capture.norms_sq):
-            raise UnsupportedModelError.listing("GradNorm", problems, REMEDY)
-        scale = batch.factor.abs().to(torch.promote_types(batch.factor.dtype, torch.float32))
-        scale = torch.where(scale == 0, torch.nan, scale)
-        batch.columns["grad_norm"] = capture.total_sq().sqrt() / scale
+        batch.columns["grad_norm"] = torch.stack(list(norms_sq.values())).sum(0).sqrt()
         if self._blocks:
-            for block, norms_sq in capture.norms_sq.items():
-                batch.columns[f"grad_norm/{block}"] = norms_sq.sqrt() / scale
+            for block, values in norms_sq.items():
+                batch.columns[f"grad_norm/{block}"] = values.sqrt()
 
     def describe(self) -> dict[str, object]:
         """What `run.json` says about the probe, with the coverage of its norms."""
-        engine = self._attached()
         return {
             "probe": "GradNorm",
             "when": str(self._steps),
             "engine": "backpack",
-            "mode": "train",
-            "coverage": engine.coverage,
-            "left_out": engine.problems,
+            "mode": self._mode,
+            **self._attached().describe(),
         }
 
-    def _attached(self) -> BackpackEngine:
-        if self._engine is None:
+    def _attached(self) -> "_RideAlong | _OwnPass":
+        if self._taken is None:
             raise RuntimeError("GradNorm is not attached to a model; use it within a Recorder.")
-        return self._engine
+        return self._taken
+
+
+class _RideAlong:
+    """Norms from the loop's own backward pass."""
+
+    def __init__(self, model: nn.Module, *, partial: bool) -> None:
+        self._partial = partial
+        self._engine = BackpackEngine(model)
+        self._captures: dict[ObservedBatch, NormCapture] = {}
+        if self._engine.problems and not partial:
+            raise UnsupportedModelError.listing("GradNorm", self._engine.problems, REMEDY)
+        self._engine.attach()
+
+    @property
+    def armed(self) -> bool:
+        return self._engine.armed
+
+    @armed.setter
+    def armed(self, due: bool) -> None:
+        self._engine.armed = due
+
+    def detach(self) -> None:
+        self._engine.detach()
+        self._captures.clear()
+
+    def observe(self, batch: ObservedBatch) -> None:
+        capture = self._engine.take()
+        if capture is not None:
+            self._captures[batch] = capture
+
+    def begin_backward(self, batch: ObservedBatch) -> None:
+        if batch in self._captures:
+            self._engine.begin_backward(self._captures[batch])
+
+    def norms_sq(self, batch: ObservedBatch) -> dict[str, Tensor]:
+        """Captured norms, with the factors divided out."""
+        capture = self._captures.pop(batch, None)
+        if capture is None or batch.factor is None:
+            return {}
+        problems = self._engine.check(capture, len(batch))
+        if problems and not (self._partial and capture.norms_sq):
+            raise UnsupportedModelError.listing("GradNorm", problems, REMEDY)
+        factor = batch.factor.to(torch.promote_types(batch.factor.dtype, torch.float32))
+        scale = torch.where(factor == 0, torch.nan, factor.square())
+        return {block: values / scale for block, values in capture.norms_sq.items()}
+
+    def describe(self) -> dict[str, object]:
+        return {"coverage": self._engine.coverage, "left_out": self._engine.problems}
+
+
+class _OwnPass:
+    """Norms from another pass over the batch just seen, in eval mode."""
+
+    def __init__(self, model: nn.Module, losses: SampleLosses) -> None:
+        self.armed = False
+        self._model = model
+        self._losses = losses
+        self._inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._norms_sq: dict[ObservedBatch, dict[str, Tensor]] = {}
+        with extra_pass(model, probe="GradNorm", remedy=REMEDY):
+            pass  # refuses layers that have no rule in eval mode either, before training begins
+        self._handle: RemovableHandle = model.register_forward_pre_hook(
+            self._keep_inputs, with_kwargs=True
+        )
+
+    def _keep_inputs(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.armed:
+            self._inputs = (args, kwargs)
+
+    def detach(self) -> None:
+        self._handle.remove()
+        self._inputs = None
+        self._norms_sq.clear()
+
+    def observe(self, batch: ObservedBatch) -> None:
+        inputs, self._inputs = self._inputs, None
+        if inputs is None:
+            return
+        if batch.labels is None:
+            raise ValueError(
+                "GradNorm(mode='eval') computes each sample's loss anew, so it needs labels: "
+                "recorder.observe(losses, sample_id, labels=labels)."
+            )
+        self.armed = False
+        with extra_pass(self._model, probe="GradNorm", remedy=REMEDY) as own_pass:
+            output = self._model(*inputs[0], **inputs[1])
+            capture = own_pass.take()
+            losses = self._losses(output, batch.labels)
+            if losses.shape != batch.losses.shape:
+                raise ValueError(
+                    f"GradNorm(losses=...) must return one loss per sample, shape "
+                    f"{tuple(batch.losses.shape)}, but returned {tuple(losses.shape)}."
+                )
+            self._norms_sq[batch] = own_pass.norms_sq(capture, losses)
+        self.armed = True
+
+    def begin_backward(self, batch: ObservedBatch) -> None:
+        """Nothing to do: the norms are there already."""
+
+    def norms_sq(self, batch: ObservedBatch) -> dict[str, Tensor]:
+        return self._norms_sq.pop(batch, {})
+
+    def describe(self) -> dict[str, object]:
+        return {"coverage": 1.0, "left_out": []}

@@ -1,0 +1,93 @@
+"""Per-sample gradient norms in a pass of the probe's own: eval mode, nothing left behind."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Never
+
+import torch
+from torch import Tensor, nn
+
+from probes.engines.backpack import BackpackEngine, NormCapture
+from probes.errors import UnsupportedModelError
+from probes.neutral import neutral
+
+
+class ExtraPass:
+    """Forward passes whose per-sample norms can be taken; made by `extra_pass`.
+
+    Args:
+        model: The network, in eval mode.
+        engine: An attached engine.
+        probe: Name of the probe, for errors.
+        remedy: What the user can do about a problem.
+    """
+
+    def __init__(self, model: nn.Module, engine: BackpackEngine, probe: str, remedy: str) -> None:
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._engine = engine
+        self._probe = probe
+        self._remedy = remedy
+
+    def take(self) -> NormCapture:
+        """The capture of the forward pass just made."""
+        capture = self._engine.take()
+        if capture is None:
+            self._refuse(["no layer's hook fired"])
+        return capture
+
+    def norms_sq(
+        self, capture: NormCapture, losses: Tensor, *, retain_graph: bool = False
+    ) -> dict[str, Tensor]:
+        """Squared norm of each sample's gradient, by layer.
+
+        Args:
+            capture: What `take` returned after the forward pass.
+            losses: One value per sample, computed from that pass, shape (N,).
+            retain_graph: Keep the graph for another call with the same capture.
+
+        Returns:
+            Shape (N,) for each layer.
+
+        Raises:
+            UnsupportedModelError: If the pass shows that the norms would be inexact.
+        """
+        self._engine.begin_backward(capture)
+        torch.autograd.grad(
+            losses.sum(), self._parameters, retain_graph=retain_graph, allow_unused=True
+        )
+        problems = self._engine.check(capture, len(losses))
+        if problems:
+            self._refuse(problems)
+        norms_sq = dict(capture.norms_sq)
+        capture.clear()
+        return norms_sq
+
+    def _refuse(self, problems: Sequence[str]) -> Never:
+        raise UnsupportedModelError.listing(self._probe, problems, self._remedy)
+
+
+@contextlib.contextmanager
+def extra_pass(model: nn.Module, *, probe: str, remedy: str) -> Iterator[ExtraPass]:
+    """Take forward and backward passes of one's own, in eval mode, leaving the model as it was.
+
+    Args:
+        model: The network.
+        probe: Name of the probe, for errors.
+        remedy: What the user can do about a layer without a rule.
+
+    Yields:
+        What takes the norms.
+
+    Raises:
+        UnsupportedModelError: If a layer has no exact rule in eval mode; all of them are named.
+    """
+    with neutral(model), torch.enable_grad():
+        engine = BackpackEngine(model)
+        if engine.problems:
+            raise UnsupportedModelError.listing(probe, engine.problems, remedy)
+        engine.attach()
+        engine.armed = True
+        try:
+            yield ExtraPass(model, engine, probe, remedy)
+        finally:
+            engine.detach()
