@@ -21,6 +21,8 @@ class ObservedBatch:
         labels: Labels as trained, shape (N,), if given.
         weights: Importance weights, shape (N,), if given.
         factor: ∂(total loss)/∂ℓ_i, shape (N,), once a backward pass has reached the losses.
+        backward_done: Whether the backward pass that brought the factor came to its end.
+        estimated: Whether the gradient norms are estimates, marked so in `status`.
         columns: Values for the `samples` table, each of shape (N,), on the losses' device.
     """
 
@@ -32,6 +34,8 @@ class ObservedBatch:
     labels: Tensor | None = None
     weights: Tensor | None = None
     factor: Tensor | None = None
+    backward_done: bool = False
+    estimated: bool = False
     columns: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:

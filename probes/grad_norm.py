@@ -8,14 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dynamics.traces import Status
 from probes.batch import ObservedBatch
 from probes.engines.backpack import BackpackEngine, NormCapture
 from probes.engines.extra_pass import extra_pass
+from probes.engines.fused import FusedEngine
+from probes.engines.sketch import SketchEngine
 from probes.errors import UnsupportedModelError
 from probes.probe import Probe
 from probes.schedule import Schedule, every
 
 Mode = Literal["train", "eval"]
+Engine = Literal["backpack", "fused"]
+Kind = Literal["exact", "sketch"]
 SampleLosses = Callable[[Any, Tensor], Tensor]
 """From the model's output and the labels to one loss per sample, shape (N,)."""
 
@@ -25,6 +30,9 @@ REMEDY = (
     "Otherwise replace these layers, freeze their parameters, or pass partial=True to record norms "
     "over the other parameters only, marked as such in run.json."
 )
+
+
+_ENGINES = {"backpack": BackpackEngine, "fused": FusedEngine}
 
 
 def cross_entropy_losses(output: Any, labels: Tensor) -> Tensor:
@@ -48,26 +56,35 @@ class GradNorm(Probe):
     Args:
         when: Steps to record, `every(steps=k)`; every step by default.
         mode: Which pass the norms are taken in.
+        engine: `backpack` leaves training's gradients as they are, bit for bit; `fused` lets
+            linear and convolutional layers form their gradient from the per-sample ones, which is
+            faster and equal to rounding.
+        kind: `exact`, or `sketch`: unbiased estimates of the squared norms from random projections
+            in the layers where exact ones are dear, with `grad_norm_stderr` beside them and the
+            status bit ESTIMATED.
         losses: For `mode="eval"`, the per-sample loss; softmax cross-entropy by default.
         blocks: Also record the norm over each layer's parameters, as `grad_norm/<layer>`.
         partial: Accept layers without an exact rule and leave their parameters out of the norm;
             for `mode="train"`.
 
     Raises:
-        ValueError: If the schedule is not one of steps, or the mode is unknown.
+        ValueError: If the schedule is not one of steps, or an option is unknown or does not go with
+            another.
 
     Reference:
         BackPACK's BatchL2Grad: Dangel et al., ICLR 2020. GraNd, the norm's expectation over
         initialisations: Paul et al., NeurIPS 2021, Sec. 2, in eval mode.
     """
 
-    writes: ClassVar[tuple[str, ...]] = ("grad_norm",)
+    writes: ClassVar[tuple[str, ...]] = ("grad_norm", "grad_norm_stderr")
 
     def __init__(
         self,
         when: Schedule | None = None,
         *,
         mode: Mode = "train",
+        engine: Engine = "backpack",
+        kind: Kind = "exact",
         losses: SampleLosses = cross_entropy_losses,
         blocks: bool = False,
         partial: bool = False,
@@ -78,13 +95,25 @@ class GradNorm(Probe):
                 f"GradNorm rides along in training steps, so it takes every(steps=k), but got "
                 f"{self._steps}."
             )
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode must be 'train' or 'eval', but is {mode!r}.")
+        for name, value, known in (
+            ("mode", mode, get_args(Mode)),
+            ("engine", engine, get_args(Engine)),
+            ("kind", kind, get_args(Kind)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, but is {value!r}.")
+        if mode == "eval" and (engine, kind) != ("backpack", "exact"):
+            raise ValueError("mode='eval' takes exact norms with engine='backpack' only.")
+        if engine == "fused" and kind == "sketch":
+            raise ValueError("A sketch needs engine='backpack'; engine='fused' is exact.")
         self._mode = mode
+        self._engine = engine
+        self._kind = kind
         self._losses = losses
         self._blocks = blocks
         self._partial = partial
         self._taken: _RideAlong | _OwnPass | None = None
+        self._step = -1
 
     def attach(self, model: nn.Module) -> None:
         """Place the hooks.
@@ -93,7 +122,8 @@ class GradNorm(Probe):
             UnsupportedModelError: If a layer has no exact rule; all of them are named.
         """
         if self._mode == "train":
-            self._taken = _RideAlong(model, partial=self._partial)
+            kind = SketchEngine if self._kind == "sketch" else _ENGINES[self._engine]
+            self._taken = _RideAlong(kind(model), partial=self._partial)
         else:
             self._taken = _OwnPass(model, self._losses)
 
@@ -104,6 +134,9 @@ class GradNorm(Probe):
 
     def begin_step(self, step: int) -> None:
         """Capture the coming forward pass if it is due."""
+        if step != self._step:  # and not after a pause within the step
+            self._attached().forget()
+        self._step = step
         self._attached().armed = self._steps.due_at_step(step)
 
     def pause(self) -> None:
@@ -120,10 +153,15 @@ class GradNorm(Probe):
 
     def finish(self, batch: ObservedBatch) -> None:
         """Add the norms to the batch."""
-        norms_sq = self._attached().norms_sq(batch)
+        norms_sq, variances = self._attached().take(batch)
         if not norms_sq:
             return
-        batch.columns["grad_norm"] = torch.stack(list(norms_sq.values())).sum(0).sqrt()
+        norm = torch.stack(list(norms_sq.values())).sum(0).sqrt()
+        batch.columns["grad_norm"] = norm
+        if self._kind == "sketch":
+            variance = sum(variances.values(), torch.zeros_like(norm))
+            batch.columns["grad_norm_stderr"] = variance.sqrt() / (2 * norm)
+            batch.columns["status"] |= int(Status.ESTIMATED)
         if self._blocks:
             for block, values in norms_sq.items():
                 batch.columns[f"grad_norm/{block}"] = values.sqrt()
@@ -133,7 +171,8 @@ class GradNorm(Probe):
         return {
             "probe": "GradNorm",
             "when": str(self._steps),
-            "engine": "backpack",
+            "engine": self._engine,
+            "kind": self._kind,
             "mode": self._mode,
             **self._attached().describe(),
         }
@@ -147,13 +186,12 @@ class GradNorm(Probe):
 class _RideAlong:
     """Norms from the loop's own backward pass."""
 
-    def __init__(self, model: nn.Module, *, partial: bool) -> None:
-        self._partial = partial
-        self._engine = BackpackEngine(model)
+    def __init__(self, engine: BackpackEngine, *, partial: bool) -> None:
+        self._engine = engine
         self._captures: dict[ObservedBatch, NormCapture] = {}
-        if self._engine.problems and not partial:
-            raise UnsupportedModelError.listing("GradNorm", self._engine.problems, REMEDY)
-        self._engine.attach()
+        if engine.mixing or (engine.problems and not partial):
+            raise UnsupportedModelError.listing("GradNorm", engine.problems, REMEDY)
+        engine.attach()
 
     @property
     def armed(self) -> bool:
@@ -163,30 +201,35 @@ class _RideAlong:
     def armed(self, due: bool) -> None:
         self._engine.armed = due
 
+    def forget(self) -> None:
+        self._engine.take()
+
     def detach(self) -> None:
         self._engine.detach()
         self._captures.clear()
 
     def observe(self, batch: ObservedBatch) -> None:
         capture = self._engine.take()
-        if capture is not None:
-            self._captures[batch] = capture
+        if self._engine.armed:
+            # An empty capture, of a model whose hooks did not fire, is refused after its backward.
+            self._captures[batch] = capture or NormCapture()
 
     def begin_backward(self, batch: ObservedBatch) -> None:
         if batch in self._captures:
             self._engine.begin_backward(self._captures[batch])
 
-    def norms_sq(self, batch: ObservedBatch) -> dict[str, Tensor]:
-        """Captured norms, with the factors divided out."""
+    def take(self, batch: ObservedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Squared norms and their variances by block, with the factors divided out."""
         capture = self._captures.pop(batch, None)
-        if capture is None or batch.factor is None:
-            return {}
-        problems = self._engine.check(capture, len(batch))
-        if problems and not (self._partial and capture.norms_sq):
+        if capture is None or not batch.backward_done or batch.factor is None:
+            return {}, {}
+        problems = self._engine.finish(capture, len(batch))
+        if problems:
             raise UnsupportedModelError.listing("GradNorm", problems, REMEDY)
         factor = batch.factor.to(torch.promote_types(batch.factor.dtype, torch.float32))
         scale = torch.where(factor == 0, torch.nan, factor.square())
-        return {block: values / scale for block, values in capture.norms_sq.items()}
+        norms_sq = {block: values / scale for block, values in capture.norms_sq.items()}
+        return norms_sq, {block: v / scale.square() for block, v in capture.variances.items()}
 
     def describe(self) -> dict[str, object]:
         return {"coverage": self._engine.coverage, "left_out": self._engine.problems}
@@ -210,6 +253,9 @@ class _OwnPass:
     def _keep_inputs(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.armed:
             self._inputs = (args, kwargs)
+
+    def forget(self) -> None:
+        self._inputs = None
 
     def detach(self) -> None:
         self._handle.remove()
@@ -241,8 +287,8 @@ class _OwnPass:
     def begin_backward(self, batch: ObservedBatch) -> None:
         """Nothing to do: the norms are there already."""
 
-    def norms_sq(self, batch: ObservedBatch) -> dict[str, Tensor]:
-        return self._norms_sq.pop(batch, {})
+    def take(self, batch: ObservedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return self._norms_sq.pop(batch, {}), {}
 
     def describe(self) -> dict[str, object]:
         return {"coverage": 1.0, "left_out": []}

@@ -15,6 +15,7 @@ from dynamics.traces import TraceError, TraceWriter, begin_attempt, create_run, 
 from dynamics.traces.layout import RUN_FILE, run_folder
 from dynamics.traces.resume import check_folder
 from probes.batch import ObservedBatch
+from probes.measurements import Measurements
 from probes.probe import Probe, Scalar, order_probes, scalar_columns
 from probes.roster import KnownIds, LabelLedger, check_roster
 from probes.run_info import describe_run
@@ -80,11 +81,12 @@ class Recorder:
         self._run_id = uuid.uuid4().hex
         self._loaded_epoch: int | None = None
         self._counts_epochs = False
-        self._measured: set[tuple[Probe, int]] = set()
+        self._measurements = Measurements(self.probes, model)
         self._unfinished: list[ObservedBatch] = []
         self._cleanup = contextlib.ExitStack()
         self._steps: StepCounter | None = None
         self._staging: Staging | None = None
+        self._held: list[tuple[str, dict[str, list[Any]]]] = []
 
     def __enter__(self) -> Self:
         try:
@@ -107,7 +109,7 @@ class Recorder:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if error is not None and self._staging is not None:
+            if error is not None and (self._staging is not None or self._unfinished):
                 self.event("interrupted", type(error).__name__, str(error))
             self.close(clean=error is None)
         except TraceError as failure:
@@ -127,9 +129,9 @@ class Recorder:
             clean: Whether training came to its end; False leaves the run marked as interrupted.
         """
         with self._cleanup:
-            if self._staging is None:
+            if self._staging is None and not self._unfinished:
                 return
-            staging = self._staging
+            staging = self._trace()
             try:
                 if clean:
                     self._finish(self._unfinished)
@@ -179,19 +181,16 @@ class Recorder:
         self._counts_epochs = True
         if self.step == 0 and epoch == 0:
             self.epoch = -1
-            self._measure([p for p in self.probes if p.when and p.when.due_after_epoch(-1)])
+            self._measure(self._measurements.due_after_epoch(-1))
         self.epoch = epoch
         self._begin_step()
 
     def end_epoch(self) -> None:
         """End the epoch in progress, and measure what is due; `epochs` does this."""
         self._finish(self._unfinished)
-        due = [p for p in self.probes if p.when and p.when.due_after_epoch(self.epoch)]
-        self._measure(due)
+        self._measure(self._measurements.due_after_epoch(self.epoch))
         self.event("epoch_end")
         self._trace().drain()
-
-    # The line in the loop
 
     def observe(
         self,
@@ -222,8 +221,10 @@ class Recorder:
         if self._steps is None:
             raise RuntimeError("observe was called outside of `with Recorder(...) as recorder:`.")
         check_batch(losses, sample_id, logits, labels, weights, self._known, self._repeats)
+        self._trace()  # a resumed run is fenced at the step of its first batch, so begin here
+        self._steps.begin_iteration()
         self._finish([batch for batch in self._unfinished if batch.factor is not None])
-        self._measure_due_steps()
+        self._measure(self._measurements.due_at_step(self.step, self._counts_epochs))
         batch = ObservedBatch(
             step=self.step,
             epoch=self.epoch,
@@ -271,7 +272,7 @@ class Recorder:
         """
         row: dict[str, list[Any]] = {"step": [self.step], "epoch": [self.epoch], "name": [name]}
         row |= {"subject": [subject], "detail": [detail]}
-        self._trace().writer.append("events", row)
+        self._append("events", row)
 
     # Checkpoints
 
@@ -339,6 +340,9 @@ class Recorder:
                 roster = {str(name): c.to_numpy() for name, c in self._roster.items()}
                 writer.append("roster", roster)
             self._staging = Staging(writer, LabelLedger() if self._roster is None else None)
+            for table, columns in self._held:
+                writer.append(table, columns)
+            self._held.clear()
         return self._staging
 
     def _begin_step(self) -> None:
@@ -349,30 +353,10 @@ class Recorder:
         for probe in self.probes:
             probe.begin_backward(batch)
 
-    def _measure_due_steps(self) -> None:
-        due = []
-        for probe in self.probes:
-            if probe.when is None:
-                continue
-            if probe.when.epochs is not None and not self._counts_epochs:
-                raise ValueError(
-                    f"{type(probe).__name__} is scheduled by epochs, {probe.when}, but the loop "
-                    "does not run over `recorder.epochs(...)`. Use that, or schedule the probe "
-                    "with every(steps=k)."
-                )
-            if probe.when.due_at_step(self.step) and (probe, self.step) not in self._measured:
-                due.append(probe)
-        self._measure(due)
-
     def _measure(self, due: Sequence[Probe]) -> None:
-        if not due:
-            return
-        for probe in self.probes:
-            probe.pause()
-        for probe in due:
-            self._write_scalars(list(probe.measure(self.model, step=self.step)))
-        self._measured = {(probe, self.step) for probe in due}
-        self._begin_step()
+        if due:
+            self._write_scalars(self._measurements.take(due, self.step))
+            self._begin_step()
 
     def _write_scalars(self, scalars: list[Scalar]) -> None:
         if not scalars:
@@ -381,7 +365,16 @@ class Recorder:
             if not math.isfinite(scalar.value):
                 self.event("non_finite", scalar.name, f"block {scalar.block}: {scalar.value}")
         place = {"step": [self.step] * len(scalars), "epoch": [self.epoch] * len(scalars)}
-        self._trace().writer.append("scalars", place | scalar_columns(scalars))
+        self._append("scalars", place | scalar_columns(scalars))
+
+    def _append(self, table: str, columns: dict[str, list[Any]]) -> None:
+        # Between load_state_dict and the first epoch or batch, nobody knows yet where the loop
+        # restarts, and the fence of the new attempt says where.
+        unknown = self._loaded_epoch is not None and not self._counts_epochs
+        if self._staging is None and unknown:
+            self._held.append((table, columns))
+        else:
+            self._trace().writer.append(table, columns)
 
     def _finish(self, batches: Sequence[ObservedBatch]) -> None:
         for batch in list(batches):

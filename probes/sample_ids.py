@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 
 class _WithSampleIds(Dataset[Any]):
@@ -37,7 +37,8 @@ def with_sample_ids(dataset: Dataset[Any]) -> Dataset[Any]:
     Raises:
         TypeError: If the data set has no length or no indexing, so its samples have no index.
     """
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+    is_map = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if isinstance(dataset, IterableDataset) or not is_map:
         raise TypeError(
             f"with_sample_ids needs a map-style data set with __len__ and __getitem__, but got "
             f"{type(dataset).__name__}. Let an iterable data set yield a stable integer id of its "

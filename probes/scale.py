@@ -7,6 +7,7 @@ factor c_i with which ∇ℓ_i enters the total. Dividing a recorded norm by |c_
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from probes.batch import ObservedBatch
@@ -25,8 +26,14 @@ def watch_factor(
         begin_backward: Called with the batch each time, before any layer's gradient is there.
     """
 
+    def done() -> None:
+        batch.backward_done = True
+
     def add(grad: Tensor) -> None:
         factor = grad.detach().clone()
+        batch.backward_done = False
+        engine = torch.autograd.Variable._execution_engine
+        engine.queue_callback(done)  # not called when a layer's backward raises
         batch.factor = factor if batch.factor is None else batch.factor + factor
         begin_backward(batch)
 

@@ -52,20 +52,26 @@ def check_batch(
     for name, tensor in (("sample_id", sample_id), ("labels", labels)):
         if tensor is not None and (tensor.is_floating_point() or tensor.is_complex()):
             raise ValueError(f"`{name}` must be integers, but is {tensor.dtype}.")
-    if labels is not None and logits is not None and labels.device.type == "cpu":
-        _check_labels(labels.numpy(), logits.shape[1])
+    if labels is not None and labels.device.type == "cpu":
+        _check_labels(labels.numpy(), None if logits is None else logits.shape[1])
     if sample_id.device.type == "cpu":
         _check_ids(sample_id.numpy(), known, repeats)
 
 
-def _check_labels(labels: np.ndarray, n_classes: int) -> None:
-    bad = np.flatnonzero((labels < 0) | (labels >= n_classes))
-    if len(bad):
+def _check_labels(labels: np.ndarray, n_classes: int | None) -> None:
+    bad = np.flatnonzero((labels < 0) | (n_classes is not None and labels >= n_classes))
+    if not len(bad):
+        return
+    if n_classes is None:
         raise ValueError(
-            f"Label {labels[bad[0]]} at position {bad[0]} of the batch is out of range: the logits "
-            f"have {n_classes} classes, so labels go from 0 to {n_classes - 1}. Re-number the "
-            "labels, or widen the last layer."
+            f"Label {labels[bad[0]]} at position {bad[0]} of the batch is negative; labels are "
+            "numbered from 0."
         )
+    raise ValueError(
+        f"Label {labels[bad[0]]} at position {bad[0]} of the batch is out of range: the logits "
+        f"have {n_classes} classes, so labels go from 0 to {n_classes - 1}. Re-number the "
+        "labels, or widen the last layer."
+    )
 
 
 def _check_ids(sample_id: np.ndarray, known: KnownIds | None, repeats: bool) -> None:

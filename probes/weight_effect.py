@@ -78,7 +78,7 @@ class WeightEffect(Probe):
     def finish(self, batch: ObservedBatch) -> None:
         """Add the batch to the sums of its groups."""
         weight = batch.columns.get("weight")
-        if weight is None or batch.labels is None or batch.logits is None:
+        if batch.factor is None or weight is None or batch.labels is None or batch.logits is None:
             return
         n_classes = batch.logits.shape[1]
         self._weights = self._weights or _GroupSums(n_classes, weight.device)

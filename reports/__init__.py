@@ -6,13 +6,12 @@ from reports.figures import (
     plot_detection_auc,
     plot_fisher_trace,
     plot_grad_norm,
-    plot_label_precision,
     plot_loss,
     plot_loss_mixture,
-    plot_noise_law,
     plot_predicted_frac,
     plot_weighted_gradient_share,
 )
+from reports.study_figures import plot_label_precision, plot_noise_law
 from reports.write_report import write_report
 
 __all__ = [

@@ -13,9 +13,9 @@ from dynamics.noise_law import (
     noise_table,
 )
 from dynamics.traces import Study, TraceError
-from reports.figures import plot_label_precision, plot_noise_law
 from reports.page import Cell, Page, PageTable, Panel, Section
 from reports.provenance import describe_provenance
+from reports.study_figures import plot_label_precision, plot_noise_law
 
 MEMORISED = 0.998
 TOLERANCE = 0.06

@@ -136,7 +136,7 @@ _MODELS = {
         SIGNAL,
     ),
     "transposed2d": (
-        lambda: flat(nn.ConvTranspose2d(3, 2, 2, stride=2, groups=1), features=512),
+        lambda: flat(nn.ConvTranspose2d(3, 3, 2, stride=2, groups=3), features=768),
         IMAGE,
     ),
     "transposed3d": (lambda: flat(nn.ConvTranspose3d(2, 2, 2), features=300), VOLUME),

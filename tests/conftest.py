@@ -20,10 +20,10 @@ def deterministic_torch():
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    torch.manual_seed(0)
+    return torch
 
 
 @pytest.fixture(autouse=True)
 def torch_settings(request):
     if request.module.__name__.rpartition(".")[2].startswith(_WITH_TORCH):
-        request.getfixturevalue("deterministic_torch")
+        request.getfixturevalue("deterministic_torch").manual_seed(0)

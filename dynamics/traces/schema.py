@@ -34,6 +34,8 @@ class Status(IntFlag):
     """The sample's factor in the total loss was 0, so its gradient norm cannot be recovered."""
     NO_BACKWARD = 16
     """No backward pass reached this row's loss."""
+    ESTIMATED = 64
+    """The gradient norm is an estimate; `grad_norm_stderr` is its standard error."""
     REPEAT = 32
     """The sample was seen before in this epoch: padding, or sampling with replacement."""
 
@@ -150,6 +152,12 @@ SAMPLES = Table(
             pa.float32(),
             "nats per unit of parameter",
             "‖∇ℓ_i‖₂ over all trainable parameters, of the unweighted and unscaled loss.",
+        ),
+        Column(
+            "grad_norm_stderr",
+            pa.float32(),
+            "as grad_norm",
+            "Standard error of `grad_norm`, where that is estimated.",
         ),
     ),
     ("epoch", "sample_id", "occurrence"),

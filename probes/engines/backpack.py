@@ -1,39 +1,38 @@
-"""Per-sample squared gradient norms by BackPACK's rules, in whatever backward pass comes.
+"""Per-sample squared gradient norms from whatever backward pass comes, by BackPACK's mechanism.
 
-A forward hook on each layer keeps the layer's input and hangs a hook on its output; when the
-backward pass brings the output's gradient, BackPACK's `BatchL2Grad` rule for that layer (or ours,
-where it has none) turns both into ‖∂L/∂w‖² per sample. The hooks are ours rather than BackPACK's
-own, so nothing global is switched on, in-place activations are no problem (a hook on the output
-tensor sees the gradient of the value before it is overwritten), and nothing stays on the model.
+A forward hook on each unit keeps its input and hangs a hook on its output; when the backward pass
+brings the output's gradient, BackPACK's `BatchL2Grad`, with our rules registered in it, turns both
+into ‖∂L/∂w‖² per sample. The hooks are ours rather than BackPACK's own, so nothing global is
+switched on, in-place activations are no problem (a hook on the output tensor sees the gradient of
+the value before it is overwritten), and nothing stays on the model. Training's own gradients are
+untouched.
 
-What a rule cannot give exactly is refused, not skipped: `problems` lists it before training, and
-`NormCapture` notices gradients that arrived at a parameter without passing its layer's hook.
+Parameters that are used more than once (tied weights, a layer called twice) are added over their
+uses before squaring. Modules without a rule are differentiated as a whole. The first backward pass
+is a self-test: for every parameter, the uses that the hooks have seen must explain the gradient
+that training itself computed.
 """
 
 import functools
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from backpack.extensions import BatchL2Grad
+from backpack.extensions.firstorder.base import FirstOrderModuleExtension
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
-from probes.engines.layer_rules import own_rule
+from probes.engines.differentiate import Use, batch_gradients, per_sample_gradients
+from probes.engines.layer_rules import RULES, ParameterRule, chunks
+from probes.engines.units import Unit, find_problems, find_units, listed
 
-_BY_BACKPACK = {
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-}
+_TOLERANCE = {torch.float64: 1e-8}
+_DEFAULT_TOLERANCE = 1e-3
+_NO_TASK = -1  # what torch reports outside of a backward pass
 
 
 class NormCapture:
@@ -41,29 +40,57 @@ class NormCapture:
 
     Attributes:
         norms_sq: Squared norm of c_i ∇ℓ_i over each block's parameters, shape (N,) each.
-        uses: How often each layer's hook has fired.
-        reached: Names of the parameters at which a gradient has arrived.
+        variances: Variance of each squared norm, where it is estimated.
+        reached: Parameters that a gradient has arrived at, with it while they are to be verified.
+        explained: Gradients of parameters to be verified, as the uses seen by the hooks give them.
+        problems: What went wrong on the way, one line each.
+        is_alone: Whether no other batch shared the backward pass.
     """
 
     def __init__(self) -> None:
         self.norms_sq: dict[str, Tensor] = {}
-        self.uses: Counter[str] = Counter()
-        self.reached: set[str] = set()
-
-    def add(self, block: str, norms_sq: Tensor) -> None:
-        """Add a layer's squared norms; called once per use of the layer."""
-        self.uses[block] += 1
-        if self.uses[block] == 1:
-            self.norms_sq[block] = norms_sq
-
-    def total_sq(self) -> Tensor:
-        """Squared norm over all blocks, shape (N,); at least one layer's hook must have fired."""
-        return torch.stack(list(self.norms_sq.values())).sum(0)
+        self.variances: dict[str, Tensor] = {}
+        self.reached: dict[str, Tensor | None] = {}
+        self.explained: dict[str, Tensor] = {}
+        self.problems: list[str] = []
+        self.is_alone = True
+        self.forwards: Counter[Unit] = Counter()
+        self.fired: Counter[Unit] = Counter()
+        self.fused: set[nn.Parameter] = set()
+        self.later: dict[Unit, list[Use]] = defaultdict(list)
 
     def clear(self) -> None:
         """Forget the norms, for another backward pass through the same forward pass."""
         self.norms_sq.clear()
-        self.uses.clear()
+        self.variances.clear()
+        self.reached.clear()
+        self.explained.clear()
+        self.fired.clear()
+        self.later.clear()
+        self.fused.clear()
+
+
+class _RegisteredRule(FirstOrderModuleExtension):  # type: ignore[misc]  # BackPACK ships no types
+    """Our rules for the parameters of one kind of layer, in the form that BackPACK calls."""
+
+    def __init__(self, rules: dict[str, ParameterRule]) -> None:
+        for name, rule in rules.items():
+            setattr(self, name, functools.partial(self._apply, rule))
+        super().__init__(params=list(rules))
+
+    @staticmethod
+    def _apply(
+        rule: ParameterRule, extension: Any, module: Any, g_inp: Any, g_out: Any, _: Any
+    ) -> Tensor:
+        return rule(module, module.input0, g_out[0])
+
+
+def complete_batch_l2() -> BatchL2Grad:
+    """BackPACK's `BatchL2Grad` with our rules registered, also for use with BackPACK alone."""
+    extension = BatchL2Grad()
+    for kind, rules in RULES.items():
+        extension.set_module_extension(kind, _RegisteredRule(rules), overwrite=True)
+    return extension
 
 
 class BackpackEngine:
@@ -74,46 +101,63 @@ class BackpackEngine:
 
     Attributes:
         armed: Whether forward passes are captured.
-        problems: One line for each part of the model that has no exact rule.
+        problems: One line for each part of the model for which norms would be meaningless.
+        mixing: Those of them that spoil the norms of other layers too.
         coverage: Share of the trainable parameters that the norms are taken over.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self.armed = False
-        self.problems = list(_find_problems(model))
-        self._rule = BatchL2Grad()
-        self._layers = {
-            name or type(layer).__name__: layer
-            for name, layer in model.named_modules()
-            if _has_rule(layer) and _own_trainable(layer)
-        }
-        self._names = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        covered = {p for layer in self._layers.values() for p in _own_trainable(layer).values()}
-        self._uncovered = {name for p, name in self._names.items() if p not in covered}
-        self._owners = {
-            self._names[p]: block
-            for block, layer in self._layers.items()
-            for p in _own_trainable(layer).values()
-        }
-        n_trainable = sum(p.numel() for p in self._names)
-        self.coverage = sum(p.numel() for p in covered) / n_trainable if n_trainable else 1.0
+        self._rule = complete_batch_l2()
         self._handles: list[RemovableHandle] = []
         self._forward: NormCapture | None = None
         self._backward: NormCapture | None = None
+        self._task = _NO_TASK
+        self._verified: set[str] = set()
+        problems = find_problems(model)
+        self.problems = list(problems.values())
+        self.mixing = [text for module, text in problems.items() if isinstance(module, _BatchNorm)]
+        self._refused = set(problems)
+        self._divide()
+        if not self._names:
+            self.problems.append("no parameter is trainable")
+
+    def _divide(self) -> None:
+        self._names = {p: name for name, p in self._model.named_parameters() if p.requires_grad}
+        self._units = [u for u in find_units(self._model) if u.module not in self._refused]
+        self._parameters = {name: p for p, name in self._names.items()}
+        covered = {p for unit in self._units for p in unit.parameters.values()}
+        self._owners = {
+            self._names[p]: unit for unit in self._units for p in unit.parameters.values()
+        }
+        total = sum(map(_size, self._names))
+        self.coverage = sum(map(_size, covered)) / total if total else 0.0
 
     @property
     def blocks(self) -> list[str]:
-        """Names of the layers that have a rule, in the model's order."""
-        return list(self._layers)
+        """Names of the units, in the model's order."""
+        return [unit.block for unit in self._units]
+
+    def _follow_freezing(self, model: nn.Module, args: Any) -> None:
+        """Before each forward pass: parameters may have been frozen or unfrozen since the last."""
+        if self.armed and {p for p in model.parameters() if p.requires_grad} != self._names.keys():
+            self.detach()
+            self._divide()
+            self.attach()
 
     def attach(self) -> None:
         """Place the hooks."""
-        for block, layer in self._layers.items():
-            hook = functools.partial(self._after_forward, block)
-            self._handles.append(layer.register_forward_hook(hook, with_kwargs=True))
+        self._handles.append(self._model.register_forward_pre_hook(self._follow_freezing))
+        for unit in self._units:
+            self._attach_unit(unit)
         for parameter, name in self._names.items():
-            reached = functools.partial(self._reached, name)
-            self._handles.append(parameter.register_hook(reached))  # type: ignore[no-untyped-call]
+            hook = functools.partial(self._reached, name)
+            self._handles.append(parameter.register_hook(hook))  # type: ignore[no-untyped-call]
+
+    def _attach_unit(self, unit: Unit) -> None:
+        hook = functools.partial(self._after_forward, unit)
+        self._handles.append(unit.module.register_forward_hook(hook, with_kwargs=True))
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -129,113 +173,197 @@ class BackpackEngine:
 
     def begin_backward(self, capture: NormCapture) -> None:
         """Say whose backward pass is beginning, so that gradients at parameters are told apart."""
-        self._backward = capture
+        task = torch._C._current_graph_task_id()
+        if task != _NO_TASK and task == self._task and self._backward is not None:
+            # Several batches share one backward pass, so parameters get the sum of their gradients.
+            capture.is_alone = self._backward.is_alone = False
+        self._backward, self._task = capture, task
 
-    def check(self, capture: NormCapture, n: int) -> list[str]:
-        """What makes a finished capture inexact; empty if nothing does.
+    def finish(self, capture: NormCapture, n: int) -> list[str]:
+        """Complete a capture whose backward pass is over.
 
         Args:
-            capture: A capture whose backward pass is over.
+            capture: The capture; its `norms_sq` are final afterwards.
             n: Samples in the batch.
 
         Returns:
-            One line for each problem, naming the layer.
+            What makes the norms inexact, one line each; empty if nothing does.
         """
-        problems = []
-        if not capture.uses:
+        if capture is self._backward:
+            self._backward = None
+        armed, self.armed = self.armed, False
+        with torch.no_grad():
+            self._add_up_uses(capture)
+        self.armed = armed
+        if not capture.norms_sq:
             return [
-                "no layer's hook fired: the losses do not depend on a layer with a rule, or the "
-                "model was compiled and called before the hooks were placed (enter the recorder "
-                "first, then call torch.compile)"
+                "no layer's hook fired: the losses do not depend on a parameter, or the model was "
+                "compiled and called before the hooks were placed (enter the recorder first, then "
+                "call torch.compile)"
             ]
-        for block, uses in capture.uses.items():
-            if uses > 1:
-                problems.append(f"`{block}` is used {uses} times in one forward pass")
+        problems = list(capture.problems)
         for block, norms_sq in capture.norms_sq.items():
             if norms_sq.shape != (n,):
-                rows = " × ".join(map(str, norms_sq.shape))
                 problems.append(
-                    f"`{block}` works on {rows} rows where the batch has {n} samples; "
+                    f"`{block}` works on {norms_sq.numel()} rows where the batch has {n} samples; "
                     "its first dimension must be the sample"
                 )
-        for name in sorted(capture.reached - self._uncovered):
-            if self._owners[name] not in capture.uses:
-                problems.append(f"`{name}` is used outside of its layer's forward")
-        return problems
+        return problems + (self._verify(capture) if capture.is_alone else [])
 
     def _after_forward(
-        self, block: str, layer: nn.Module, args: Any, kwargs: Any, output: Any
+        self, unit: Unit, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
-        if not (self.armed and torch.is_grad_enabled() and output.requires_grad):
+        first, *others = output if isinstance(output, tuple) else (output,)
+        if not (self.armed and torch.is_grad_enabled() and first.requires_grad):
             return
-        if self._forward is None:
-            self._forward = NormCapture()
-        source = args[0] if args else kwargs["input"]
+        capture = self._current_capture(unit)
+        if capture is None:
+            return
+        capture.forwards[unit] += 1
+        inputs = tuple(_detached(v) for v in args), {k: _detached(v) for k, v in kwargs.items()}
         # The hook must not hold `output` itself: the cycle through its graph is never collected.
-        output.register_hook(
-            functools.partial(self._apply_rule, self._forward, block, layer, source.detach())
-        )
+        first.register_hook(functools.partial(self._at_output, capture, unit, inputs))
+        problem = f"`{unit.block}` passes a gradient on through more than its first output"
+        for other in _tensors(others):
+            if other.requires_grad:
+                other.register_hook(lambda _: capture.problems.append(problem))  # type: ignore[no-untyped-call]
 
-    def _apply_rule(
-        self, capture: NormCapture, block: str, layer: nn.Module, source: Tensor, grad: Tensor
-    ) -> None:
+    def _current_capture(self, unit: Unit) -> NormCapture | None:
+        if torch._C._current_graph_task_id() == _NO_TASK:
+            self._forward = self._forward or NormCapture()
+            return self._forward
+        # In a backward pass, activation checkpointing runs a forward again. A gradient comes to
+        # this one only where the first ran without a graph (reentrant).
+        capture = self._backward
+        return None if capture is None or capture.forwards[unit] else capture
+
+    def _at_output(self, capture: NormCapture, unit: Unit, inputs: Any, grad: Tensor) -> None:
         dtype = torch.promote_types(grad.dtype, torch.float32)
+        args, kwargs = inputs
+        args = tuple(_to(value, dtype) for value in args)
+        kwargs = {name: _to(value, dtype) for name, value in kwargs.items()}
         grad = grad.detach().to(dtype)
-        source = source.to(dtype) if source.is_floating_point() else source
-        with torch.no_grad():
-            rule = own_rule(layer) or self._backpack_norms_sq
-            capture.add(block, rule(layer, source, grad))
+        use = Use(unit.module, unit.parameters, args, kwargs, grad, unit.sample_axis)
+        if not all(self._is_verified(unit, key) for key in unit.parameters):
+            self._explain(capture, unit, use)
+        if not unit.has_rule or unit.shares or capture.forwards[unit] > 1:
+            capture.later[unit].append(use)
+        elif unit.block in capture.norms_sq:
+            capture.problems.append(f"`{unit.block}` is used twice in a checkpointed part")
+        else:
+            with torch.no_grad():
+                self._measure(capture, unit, args[0] if args else kwargs["input"], grad)
 
-    def _backpack_norms_sq(self, layer: nn.Module, source: Tensor, grad: Tensor) -> Tensor:
-        layer.input0 = source
-        layer.output = grad  # BackPACK looks up its storage only
+    def _is_verified(self, unit: Unit, key: str) -> bool:
+        return self._names[unit.parameters[key]] in self._verified
+
+    def _explain(self, capture: NormCapture, unit: Unit, use: Use) -> None:
+        for key, gradient in batch_gradients(use).items():
+            name = self._names[unit.parameters[key]]
+            known = capture.explained.get(name)
+            capture.explained[name] = gradient if known is None else known + gradient
+
+    def _measure(self, capture: NormCapture, unit: Unit, source: Tensor, grad: Tensor) -> None:
+        """Take a unit's norms from its rule."""
+        module: Any = unit.module
+        module.input0 = source
+        module.output = grad  # BackPACK looks up its storage only
         try:
-            self._rule(layer, (None,), (grad,))
-            norms_sq = [_pop_batch_l2(p) for p in _own_trainable(layer).values()]
+            self._rule(module, (None,), (grad,))
+            norms_sq = [_pop_batch_l2(p) for p in unit.parameters.values()]
         finally:
-            del layer.input0, layer.output
-        return torch.stack(norms_sq).sum(0)
+            del module.input0, module.output
+        capture.norms_sq[unit.block] = functools.reduce(torch.add, norms_sq)
+
+    def _add_up_uses(self, capture: NormCapture) -> None:
+        """Norms of units that were differentiated, tied, or used several times."""
+        together: dict[nn.Parameter, list[tuple[str, Use]]] = defaultdict(list)
+        for unit, uses in capture.later.items():
+            for use in uses:
+                for name, parameter in unit.parameters.items():
+                    together[parameter].append((name, use))
+        uses_of_all = [use for uses in capture.later.values() for use in uses]
+        if not uses_of_all:
+            return
+        n = uses_of_all[0].n
+        sizes = [p.numel() * p.element_size() for p in together]
+        parts: dict[str, list[Tensor]] = defaultdict(list)
+        for rows in chunks(n, sum(sizes)):
+            try:
+                gradients = {id(use): per_sample_gradients(use, rows) for use in uses_of_all}
+            except Exception as error:  # whatever a user's own module raises on one sample
+                names = listed(unit.block for unit in capture.later)
+                capture.problems.append(f"{names} cannot be run sample by sample: {error}")
+                return
+            squares: dict[str, Tensor] = {}
+            for parameter, places in together.items():
+                total = functools.reduce(torch.add, (gradients[id(u)][k] for k, u in places))
+                block = self._owners[self._names[parameter]].block
+                square = total.reshape(len(total), -1).square().sum(1)
+                squares[block] = squares[block] + square if block in squares else square
+                self._compare_with_batch(capture, parameter, total, whole=rows == slice(0, n))
+            for block, square in squares.items():
+                parts[block].append(square)
+        capture.norms_sq |= {block: torch.cat(part) for block, part in parts.items()}
+
+    def _compare_with_batch(
+        self, capture: NormCapture, parameter: nn.Parameter, total: Tensor, *, whole: bool
+    ) -> None:
+        """Let sums over single samples, where they are at hand, take the place of the batch's."""
+        name = self._names[parameter]
+        if whole and name in capture.explained:
+            capture.explained[name] = total.sum(0)
+
+    def _verify(self, capture: NormCapture) -> list[str]:
+        """Compare what the hooks have seen with the gradients that training got."""
+        problems = []
+        for name in sorted(capture.reached.keys() & self._owners.keys() - self._verified):
+            expected, explained = capture.reached[name], capture.explained.get(name)
+            if self._parameters[name] in capture.fused:
+                continue  # the layer's own backward formed this gradient from the samples'
+            if expected is None or explained is None:
+                problems.append(f"`{name}` is used outside of its layer's forward")
+                continue
+            tolerance = _TOLERANCE.get(expected.dtype, _DEFAULT_TOLERANCE)
+            off = (explained - expected.to(explained.dtype)).norm()
+            if off > tolerance * expected.norm() + 1e-30:
+                problems.append(
+                    f"`{name}`: single samples do not add up to its gradient. Its module draws "
+                    "random numbers or mixes samples, or the parameter is used elsewhere too"
+                )
+            else:
+                self._verified.add(name)
+        return problems
 
     def _reached(self, name: str, grad: Tensor) -> None:
-        if self._backward is not None:
-            self._backward.reached.add(name)
+        task = torch._C._current_graph_task_id()
+        if self._backward is not None and self._task in (_NO_TASK, task):
+            verify = name not in self._verified
+            self._backward.reached[name] = grad.detach().clone() if verify else None
 
 
-def _pop_batch_l2(parameter: Tensor) -> Tensor:
-    norms_sq: Tensor = parameter.batch_l2  # type: ignore[attr-defined]  # set by BackPACK
-    del parameter.batch_l2  # type: ignore[attr-defined]
+def _size(parameter: Tensor) -> int:
+    return 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
+
+
+def _to(value: Any, dtype: torch.dtype) -> Any:
+    is_float = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_float else value
+
+
+def _pop_batch_l2(parameter: Any) -> Tensor:
+    norms_sq: Tensor = parameter.batch_l2
+    del parameter.batch_l2
     return norms_sq
-
-
-def _has_rule(layer: nn.Module) -> bool:
-    return type(layer) in _BY_BACKPACK or own_rule(layer) is not None
-
-
-def _own_trainable(layer: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in layer.named_parameters(recurse=False) if p.requires_grad}
-
-
-def _find_problems(model: nn.Module) -> Iterator[str]:
-    owners: dict[nn.Parameter, list[str]] = defaultdict(list)
-    for name, layer in model.named_modules():
-        label = f"`{name or 'model'}` ({type(layer).__name__})"
-        parameters = _own_trainable(layer)
-        for key, parameter in parameters.items():
-            owners[parameter].append(f"`{name}.{key}`" if name else f"`{key}`")
-        if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
-            yield f"{label} normalises with batch statistics, which mixes the samples"
-        elif parameters and not _has_rule(layer):
-            yield f"{label} has parameters {_listed(parameters)} and no rule"
-        elif extra := set(parameters) - {"weight", "bias"}:
-            yield f"{label} is re-parameterised: {_listed(sorted(extra))}"
-        elif any(isinstance(p, UninitializedParameter) for p in parameters.values()):
-            yield f"{label} is not initialised yet; run one batch through the model first"
-        elif isinstance(layer, nn.Embedding) and layer.scale_grad_by_freq:
-            yield f"{label} scales its gradient by frequency in the batch, which mixes the samples"
-    for uses in owners.values():
-        if len(uses) > 1:
-            yield f"{' and '.join(uses)} are one shared parameter"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in itertools.islice(names, 4))

@@ -55,7 +55,7 @@ class ExtraPass:
         torch.autograd.grad(
             losses.sum(), self._parameters, retain_graph=retain_graph, allow_unused=True
         )
-        problems = self._engine.check(capture, len(losses))
+        problems = self._engine.finish(capture, len(losses))
         if problems:
             self._refuse(problems)
         norms_sq = dict(capture.norms_sq)
