@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import struct
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,15 @@ _IDX_FILES = {
     "y_test": "t10k-labels-idx1-ubyte.gz",
 }
 _IDX_UBYTE = 8  # third byte of the magic number: unsigned bytes
+_NOT_NPZ = (  # what numpy, zipfile and zlib raise for a file that is damaged or of another format
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    TypeError,
+    ValueError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ def _read_idx(path: Path) -> np.ndarray:
         content = gzip.decompress(path.read_bytes())
         zeros, kind, n_axes = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{n_axes}I", content[4 : 4 + 4 * n_axes])
-    except (OSError, EOFError, struct.error) as error:
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise ValueError(f"{path} is not a gzipped idx file: {error}.") from None
     data = np.frombuffer(content, np.uint8, offset=4 + 4 * n_axes)
     if zeros != 0 or kind != _IDX_UBYTE or data.size != np.prod(shape):
@@ -116,10 +127,11 @@ def _read_idx(path: Path) -> np.ndarray:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in _IDX_FILES if key not in file]
-            if missing:
-                raise ValueError(f"{path} lacks the arrays {', '.join(missing)}.")
-            return {key: file[key] for key in _IDX_FILES}
-    except (OSError, EOFError) as error:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in _IDX_FILES if key in file}
+    except _NOT_NPZ as error:
         raise ValueError(f"{path} is not an .npz of plain arrays: {error}.") from None
+    missing = [key for key in _IDX_FILES if key not in arrays]
+    if missing:
+        raise ValueError(f"{path} lacks the arrays {', '.join(missing)}.")
+    return arrays

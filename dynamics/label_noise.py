@@ -298,7 +298,8 @@ def tabulate_mixture(
     Args:
         mixture: The mixture.
         losses: Loss of each sample, index `sample_id`.
-        flipped: Which labels are wrong, if known.
+        flipped: Which labels are wrong, index `sample_id`, if known; samples that are not in it
+            are left out.
         bins: Number of bins on the scaled loss.
 
     Returns:
@@ -307,6 +308,8 @@ def tabulate_mixture(
         add up to a density, otherwise `all`.
     """
     losses = losses.dropna()
+    if flipped is not None:
+        losses = losses[losses.index.isin(flipped.index)]
     edges = np.linspace(0, 1, bins + 1)
     scaled = mixture.scale(losses.to_numpy())
     table = pd.DataFrame({"left": edges[:-1], "right": edges[1:]})

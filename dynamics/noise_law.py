@@ -198,6 +198,9 @@ def noise_table(study: Study) -> pd.DataFrame:
         train_accuracy, held_out_noisy, held_out_noisy_stderr, held_out_true, label_precision,
         label_recall`, all of the last epoch.
     """
+    results = ["train_accuracy", "held_out_noisy", "held_out_noisy_stderr", "held_out_true"]
+    results += ["label_precision", "label_recall"]
+    names = ["run", *study.factors, "ended_cleanly", "epochs", *results]
     records = []
     for run, levels in zip(study.runs, study.table().to_dict("records"), strict=True):
         scalars = run.scalars()
@@ -217,7 +220,7 @@ def noise_table(study: Study) -> pd.DataFrame:
                 "label_recall": value(("label_recall", "held-out")),
             }
         )
-    return pd.DataFrame(records)
+    return pd.DataFrame(records, columns=names)
 
 
 Curve = Callable[[np.ndarray], np.ndarray]
@@ -269,10 +272,11 @@ def _resample(
 
 
 def _difference(aicc: dict[str, float], drawn: pd.DataFrame, n: int) -> Estimate:
-    value = aicc["straight line"] - aicc["free quadratic"]
-    differences = (drawn["straight line"] - drawn["free quadratic"]).to_numpy()
-    differences = differences[np.isfinite(differences)]
-    if not np.isfinite(value) or not len(differences):
+    line, quadratic = aicc["straight line"], aicc["free quadratic"]
+    if not np.isfinite([line, quadratic]).all():
         return Estimate(float("nan"), float("nan"), float("nan"), n, "too few runs for AICc")
+    differences = drawn["straight line"] - drawn["free quadratic"]
     low, high = np.quantile(differences, [0.025, 0.975])
-    return Estimate(value, float(low), float(high), n, f"bootstrap over runs, {len(drawn)}")
+    return Estimate(
+        line - quadratic, float(low), float(high), n, f"bootstrap over runs, {len(drawn)}"
+    )

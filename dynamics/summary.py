@@ -208,7 +208,8 @@ def count_missing(run: Run) -> pd.DataFrame:
 
     Returns:
         Columns `column, n, first_epoch, first_sample`, one row per column with such values; values
-        computed from the logits are counted together as `output`.
+        computed from the logits are counted together as `output`. First is by step, and among the
+        samples of a step by id.
     """
     bits = {
         "loss": Status.NON_FINITE_LOSS,
@@ -216,14 +217,14 @@ def count_missing(run: Run) -> pd.DataFrame:
         "output": Status.NON_FINITE_OUTPUT,
     }
     counts = dict.fromkeys(bits, 0)
-    first: dict[str, tuple[int, int]] = {}
+    order = ["step", "epoch", "sample_id"]
+    first: dict[str, tuple[int, ...]] = {}
     for rows in run.iter_samples(["status"], repeats=True):
         for column, bit in bits.items():
             odd = rows[(rows["status"] & int(bit)) != 0]
             counts[column] += len(odd)
             if len(odd):
-                earliest = odd.sort_values("step", kind="stable").iloc[0]
-                key = (int(earliest["epoch"]), int(earliest["sample_id"]))
+                key = tuple(odd.sort_values(order)[order].iloc[0].tolist())
                 first[column] = min(first.get(column, key), key)
-    records = [(column, counts[column], *first[column]) for column in first]
+    records = [(column, counts[column], *first[column][1:]) for column in first]
     return pd.DataFrame(records, columns=["column", "n", "first_epoch", "first_sample"])

@@ -13,7 +13,7 @@ from probes.batch import ObservedBatch
 from probes.engines.backpack import BackpackEngine, NormCapture
 from probes.engines.extra_pass import extra_pass
 from probes.engines.fused import FusedEngine
-from probes.engines.sketch import SketchEngine
+from probes.engines.sketch import FusedSketchEngine, SketchEngine
 from probes.errors import UnsupportedModelError
 from probes.probe import Probe
 from probes.schedule import Schedule, every
@@ -32,7 +32,12 @@ REMEDY = (
 )
 
 
-_ENGINES = {"backpack": BackpackEngine, "fused": FusedEngine}
+_ENGINES: dict[tuple[Engine, Kind], type[BackpackEngine]] = {
+    ("backpack", "exact"): BackpackEngine,
+    ("fused", "exact"): FusedEngine,
+    ("backpack", "sketch"): SketchEngine,
+    ("fused", "sketch"): FusedSketchEngine,
+}
 
 
 def cross_entropy_losses(output: Any, labels: Tensor) -> Tensor:
@@ -104,8 +109,6 @@ class GradNorm(Probe):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, but is {value!r}.")
         if mode == "eval" and (engine, kind) != ("backpack", "exact"):
             raise ValueError("mode='eval' takes exact norms with engine='backpack' only.")
-        if engine == "fused" and kind == "sketch":
-            raise ValueError("A sketch needs engine='backpack'; engine='fused' is exact.")
         self._mode = mode
         self._engine = engine
         self._kind = kind
@@ -122,8 +125,8 @@ class GradNorm(Probe):
             UnsupportedModelError: If a layer has no exact rule; all of them are named.
         """
         if self._mode == "train":
-            kind = SketchEngine if self._kind == "sketch" else _ENGINES[self._engine]
-            self._taken = _RideAlong(kind(model), partial=self._partial)
+            engine = _ENGINES[self._engine, self._kind](model)
+            self._taken = _RideAlong(engine, partial=self._partial)
         else:
             self._taken = _OwnPass(model, self._losses)
 

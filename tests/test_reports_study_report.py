@@ -46,7 +46,7 @@ def test_runs_that_follow_the_law_are_said_to(following):
 
 
 def test_runs_on_a_straight_line_are_not_called_a_parabola(tmp_path):
-    page = page_of(tmp_path / "study", study_runs(SYMMETRIC, accuracy=straight, seeds=3))
+    page = page_of(tmp_path / "study", study_runs(SYMMETRIC, accuracy=straight))
     theory, bend = page.verdict
     assert "does not hold within ± 0.06" in theory
     assert "no better than a straight line" in bend
@@ -167,7 +167,7 @@ def test_an_unknown_study_is_refused_by_name(tmp_path):
 
 def test_a_study_without_an_ended_run_is_refused(tmp_path):
     with pytest.raises(TraceError, match="recorded anything"):
-        page_of(tmp_path / "empty", study_runs(SYMMETRIC, seeds=0) or [], name="noise-ratio")
+        page_of(tmp_path / "empty", [])
     runs = [run | {"clean": False} for run in study_runs(SYMMETRIC, seeds=1)]
     with pytest.raises(TraceError, match="come to its end"):
         page_of(tmp_path / "unended", runs)

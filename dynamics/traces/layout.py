@@ -19,7 +19,7 @@ from dynamics.traces.errors import TraceError
 
 RUN_FILE = "run.json"
 STUDY_FILE = "study.json"
-_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_RUN_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 _PART_NAME = re.compile(r"part-(\d{4,9})-(\d{6,12})-(\d{1,18})-(\d{1,18})-([0-9a-f]{16})\.parquet")
 
@@ -55,7 +55,8 @@ def run_folder(parent: Path, name: str) -> Path:
 
     Args:
         parent: Folder that the run must lie in.
-        name: Letters, digits, `.`, `_` and `-`, starting with a letter or digit, at most 128.
+        name: Letters, digits, `.`, `_` and `-`, starting with a letter or digit and not ending in
+            a dot, at most 128.
 
     Returns:
         The folder; it need not exist.
@@ -66,7 +67,8 @@ def run_folder(parent: Path, name: str) -> Path:
     if not _RUN_NAME.fullmatch(name) or _RESERVED.fullmatch(name):
         raise TraceError(
             f"{name!r} cannot be the name of a run: use 1 to 128 letters, digits, '.', '_' and '-'"
-            ", starting with a letter or digit, and none of the names that Windows reserves."
+            ", starting with a letter or digit and not ending in a dot, and none of the names that "
+            "Windows reserves."
         )
     folder = parent / name
     if folder.is_symlink():
@@ -85,8 +87,8 @@ def content_hash(data: bytes) -> str:
 def write_durably(folder: Path, name: str, data: bytes) -> Path:
     """Write a file so that it is either wholly there under its name or not there at all.
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder. On any error the
-    temporary file is removed.
+    Temporary file in the same folder, fsync, rename, fsync of the folder. On any error the file is
+    removed, under whichever of its two names it lies.
 
     Args:
         folder: Existing folder.
@@ -96,18 +98,18 @@ def write_durably(folder: Path, name: str, data: bytes) -> Path:
     Returns:
         The path written.
     """
-    temporary = folder / f".tmp-{uuid.uuid4().hex}"
+    path = folder / f".tmp-{uuid.uuid4().hex}"
     try:
-        with temporary.open("xb") as file:
+        with path.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(folder / name)
+        path = path.replace(folder / name)
+        sync_folder(folder)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # even once renamed, or a second try would write rows twice
         raise
-    sync_folder(folder)
-    return folder / name
+    return path
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -80,7 +81,7 @@ class Run:
     def samples(
         self,
         *,
-        sample_id: int | Iterable[int] | None = None,
+        sample_id: int | np.integer | Iterable[int] | None = None,
         columns: Sequence[str] | None = None,
         epochs: Iterable[int] | None = None,
         repeats: bool = False,
@@ -100,7 +101,7 @@ class Run:
         Raises:
             SchemaError: If a column is not one of the trace.
         """
-        ids = [sample_id] if isinstance(sample_id, int) else sample_id
+        ids = [int(sample_id)] if isinstance(sample_id, int | np.integer) else sample_id
         tables = list(self._sample_tables(columns, repeats=repeats, sample_ids=ids, epochs=epochs))
         keys = ["epoch", "sample_id", "occurrence"]
         rows = pa.concat_tables(tables, promote_options="default").sort_by(

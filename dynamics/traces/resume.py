@@ -96,7 +96,7 @@ def begin_attempt(folder: Path, *, from_step: int, from_epoch: int, world_size: 
         The number of the new attempt, from 0.
     """
     while True:
-        number = 1 + max((a.attempt for a in read_attempts(folder)), default=-1)
+        number = 1 + latest_attempt(folder)
         attempt = Attempt(
             attempt=number,
             from_step=from_step,

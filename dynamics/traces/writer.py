@@ -3,7 +3,8 @@
 `append` only queues. The thread turns arrays into Arrow tables, replaces non-finite values by
 missing ones with a status bit, numbers repeated samples, and cuts a part when enough rows or
 seconds have gathered, or at `flush`. A part that cannot be written stays in memory and is tried
-again; the error is raised at the caller's next call.
+again; rows that do not fit their table are refused as a whole. Either way the error is raised at
+the caller's next call.
 """
 
 import queue
@@ -11,29 +12,26 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dynamics.traces.errors import SchemaError, StaleWriterError, TraceError
 from dynamics.traces.layout import PartName, content_hash, write_durably, write_json_once
 from dynamics.traces.resume import latest_attempt
-from dynamics.traces.schema import (
-    BLOCK_PREFIX,
-    SCHEMA_VERSION,
-    TABLES,
-    Status,
-    Table,
+from dynamics.traces.rows import (
+    Columns,
+    drop_non_finite,
+    encode_part,
+    flag_non_finite,
+    replace_column,
+    to_arrow,
 )
+from dynamics.traces.schema import TABLES, Status, Table
 
-Columns = Mapping[str, Any]
-"""Column name to array, all of one length."""
-
-_NON_FINITE_BIT = {"loss": Status.NON_FINITE_LOSS, "grad_norm": Status.NON_FINITE_GRAD_NORM}
-_GRAD_MISSING = int(Status.ZERO_WEIGHT | Status.NO_BACKWARD)
+_KEPT = "The rows stay in memory until the writer closes; the next flush that succeeds writes them."
+_REFUSED = "The rows given were refused and are not recorded."
 
 
 class TraceWriter:
@@ -66,7 +64,7 @@ class TraceWriter:
         self._rows = dict.fromkeys(TABLES, 0)
         self._occurrences = OccurrenceCounter()
         self._last_cut = time.monotonic()
-        self._error: BaseException | None = None
+        self._failure: tuple[BaseException, str] | None = None
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=256)
         self._thread = threading.Thread(target=self._work, name="trace-writer", daemon=True)
         self._thread.start()
@@ -77,6 +75,9 @@ class TraceWriter:
         Args:
             table: Name of the table.
             columns: Arrays of one length by column name; columns left out are missing in every row.
+
+        Raises:
+            TraceError: If the writer is closed, or earlier rows were refused or not written.
         """
         self.append_later(lambda: {table: columns})
 
@@ -85,31 +86,45 @@ class TraceWriter:
 
         Args:
             rows: Called in the writer's thread; returns columns by table.
+
+        Raises:
+            TraceError: If the writer is closed, or earlier rows were refused or not written.
         """
-        self._raise_pending()
-        self._queue.put(lambda: self._take(rows()))
+        self._raise_failure()
+        self._put(lambda: self._try(lambda: self._take(rows()), _REFUSED))
 
     def seen(self, epoch: int, sample_ids: np.ndarray) -> None:
-        """Tell the writer which samples an earlier attempt saw in the epoch that goes on now."""
-        self._queue.put(lambda: self._count_seen(epoch, sample_ids))
+        """Tell the writer which samples an earlier attempt saw in the epoch that goes on now.
+
+        Args:
+            epoch: The epoch that goes on.
+            sample_ids: Sample of each row that was recorded in it, repeats included.
+
+        Raises:
+            TraceError: If the writer is closed.
+        """
+
+        def count() -> None:
+            self._occurrences.count(epoch, sample_ids)
+
+        self._put(lambda: self._try(count, "Repeats in this epoch may go unnoticed."))
 
     def flush(self) -> None:
         """Return when every row appended so far is durable.
 
         Raises:
-            TraceError: If rows could not be written; they stay queued for the next try.
+            TraceError: If the writer is closed, if rows could not be written (they stay in memory
+                for the next try), or if earlier rows were refused.
         """
         done = threading.Event()
 
         def cut_and_signal() -> None:
-            try:
-                self._cut()
-            finally:
-                done.set()
+            self._try(self._cut, _KEPT)
+            done.set()
 
-        self._queue.put(cut_and_signal)
+        self._put(cut_and_signal)
         done.wait()
-        self._raise_pending()
+        self._raise_failure()
 
     def close(self, *, clean: bool = True) -> None:
         """Flush, stop the thread, and, after a clean end, leave the record that proves it.
@@ -137,71 +152,65 @@ class TraceWriter:
             folder / f"attempt-{self.attempt:04d}-rank-{self.rank:05d}.json", {"tables": tables}
         )
 
-    def _raise_pending(self) -> None:
-        error, self._error = self._error, None
-        if error is None:
+    def _put(self, job: Callable[[], None]) -> None:
+        if not self._thread.is_alive():
+            raise TraceError(
+                f"The writer of {self.folder} is closed, so it takes no more rows. Open the run "
+                "again with resume=True to record more."
+            )
+        self._queue.put(job)
+
+    def _raise_failure(self) -> None:
+        if self._failure is None:
             return
+        (error, consequence), self._failure = self._failure, None
         if isinstance(error, TraceError):
             raise error
         raise TraceError(
-            f"Could not write to {self.folder}: {type(error).__name__}: {error}. "
-            "The rows are still in memory and are written at the next flush that succeeds."
+            f"Could not write to {self.folder}: {type(error).__name__}: {error}. {consequence}"
         ) from error
+
+    def _try(self, action: Callable[[], None], consequence: str) -> None:
+        try:
+            action()
+        except BaseException as error:  # raised in the caller's thread, at its next call
+            # The first is kept: it may tell of rows refused, and a failed cut is tried again.
+            if self._failure is None:
+                self._failure = error, consequence
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
-            try:
-                job()
-                if self._is_due():
-                    self._cut()
-            except BaseException as error:  # raised in the caller's thread, at its next call
-                self._error = error
+            job()
+            if self._is_due():
+                self._try(self._cut, _KEPT)
 
     def _is_due(self) -> bool:
         rows = sum(table.num_rows for table in self._buffers["samples"])
         return rows >= self._max_rows or time.monotonic() - self._last_cut >= self._max_seconds
 
-    def _count_seen(self, epoch: int, sample_ids: np.ndarray) -> None:
-        self._occurrences.count(epoch, sample_ids)
-
     def _take(self, rows: Mapping[str, Columns]) -> None:
-        for name, columns in rows.items():
-            arrays = self._prepare_samples(dict(columns)) if name == "samples" else columns
-            self._buffers[name].append(to_arrow(TABLES[name], arrays))
+        try:  # all tables before anything is counted or kept, so that refused rows leave no trace
+            tables = {name: to_arrow(TABLES[name], columns) for name, columns in rows.items()}
+        except SchemaError as error:
+            raise SchemaError(f"{error} {_REFUSED}") from None
+        for name, table in tables.items():
+            if name == "samples":
+                table, events = flag_non_finite(table)
+                self._buffers["events"] += events
+                table = self._number_repeats(table)
+            if table.num_rows:
+                self._buffers[name].append(drop_non_finite(table))
 
-    def _prepare_samples(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        n = len(arrays["sample_id"])
-        status = np.array(arrays.get("status", np.zeros(n)), dtype=np.int32)
-        occurrence = np.zeros(n, dtype=np.int32)
-        for epoch in np.unique(arrays["epoch"]):
-            rows = arrays["epoch"] == epoch
-            occurrence[rows] = self._occurrences.count(int(epoch), arrays["sample_id"][rows])
+    def _number_repeats(self, samples: pa.Table) -> pa.Table:
+        epochs, ids = samples["epoch"].to_numpy(), samples["sample_id"].to_numpy()
+        occurrence = np.zeros(len(ids), dtype=np.int32)
+        for epoch in np.unique(epochs):
+            rows = epochs == epoch
+            occurrence[rows] = self._occurrences.count(int(epoch), ids[rows])
+        status = samples["status"].to_numpy().copy()
         status[occurrence > 0] |= Status.REPEAT
-        for column, values in arrays.items():
-            if np.asarray(values).dtype.kind != "f":
-                continue
-            missing = ~np.isfinite(values)
-            is_norm = column == "grad_norm" or column.startswith(BLOCK_PREFIX)
-            odd = missing & ((status & _GRAD_MISSING) == 0) if is_norm else missing.copy()
-            if column == "weight":
-                odd &= (status & Status.NO_BACKWARD) == 0
-            if odd.any():
-                key = "grad_norm" if is_norm else column
-                status[odd] |= _NON_FINITE_BIT.get(key, Status.NON_FINITE_OUTPUT)
-                self._report_non_finite(column, arrays, odd)
-            arrays[column] = pa.array(values, mask=missing)
-        return {**arrays, "status": status, "occurrence": occurrence}
-
-    def _report_non_finite(self, column: str, arrays: Columns, odd: np.ndarray) -> None:
-        first = int(np.flatnonzero(odd)[0])
-        event = {
-            "step": arrays["step"][first : first + 1],
-            "epoch": arrays["epoch"][first : first + 1],
-            "name": ["non_finite"],
-            "subject": [column],
-            "detail": [f"{int(odd.sum())} values, first at sample {arrays['sample_id'][first]}"],
-        }
-        self._buffers["events"].append(to_arrow(TABLES["events"], event))
+        samples = replace_column(samples, "occurrence", pa.array(occurrence))
+        return replace_column(samples, "status", pa.array(status))
 
     def _cut(self) -> None:
         if latest_attempt(self.folder) > self.attempt:
@@ -257,70 +266,6 @@ class OccurrenceCounter:
         self._ids = merged[sorting]
         self._counts = np.concatenate([self._counts, counts[~known]])[sorting]
         return rank + before[inverse]
-
-
-def to_arrow(table: Table, arrays: Columns) -> pa.Table:
-    """Arrays as an Arrow table of exactly the stored types; columns left out are missing.
-
-    Args:
-        table: The table that the rows belong to.
-        arrays: Arrays of one length by column name.
-
-    Returns:
-        The rows, columns in stored order.
-
-    Raises:
-        SchemaError: If a column is unknown, has another length, does not convert, or is
-            missing where the table does not allow it.
-    """
-    schema = table.schema(arrays)
-    n = len(next(iter(arrays.values())))
-    columns = []
-    for field in schema:
-        values = arrays.get(field.name)
-        try:
-            column = pa.nulls(n, field.type) if values is None else pa.array(values)
-            column = column if column.type == field.type else column.cast(field.type)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-            raise SchemaError(
-                f"`{table.name}.{field.name}` is stored as {field.type}, and the values given do "
-                f"not convert: {error}."
-            ) from None
-        if len(column) != n or (column.null_count and not field.nullable):
-            raise SchemaError(
-                f"`{table.name}.{field.name}` needs {n} values"
-                f"{'' if field.nullable else ', none missing'}, but got {len(column)} with "
-                f"{column.null_count} missing."
-            )
-        columns.append(column)
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def encode_part(rows: pa.Table, table: Table) -> bytes:
-    """Rows as the bytes of a Parquet file: zstd, page checksums, encodings by type."""
-    few_values = {"epoch", "status", "weight", "predicted", "correct", "occurrence"}
-    encodings = {}
-    dictionary = []
-    for field in rows.schema:
-        if field.name in few_values or pa.types.is_string(field.type):
-            dictionary.append(field.name)
-        elif pa.types.is_floating(field.type):
-            encodings[field.name] = "BYTE_STREAM_SPLIT"
-        else:
-            encodings[field.name] = "DELTA_BINARY_PACKED"
-    metadata = {"schema_version": SCHEMA_VERSION, "table": table.name, "written": str(time.time())}
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        rows.replace_schema_metadata(metadata),
-        sink,
-        compression="zstd",
-        compression_level=3,
-        row_group_size=131_072,
-        use_dictionary=dictionary,
-        column_encoding=encodings,
-        write_page_checksum=True,
-    )
-    return bytes(sink.getvalue())
 
 
 def _step_range(rows: pa.Table) -> tuple[int, int]:

@@ -30,8 +30,7 @@ from probes.engines.differentiate import Use, batch_gradients, per_sample_gradie
 from probes.engines.layer_rules import RULES, ParameterRule, chunks
 from probes.engines.units import Unit, find_problems, find_units, listed
 
-_TOLERANCE = {torch.float64: 1e-8}
-_DEFAULT_TOLERANCE = 1e-3
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
 _NO_TASK = -1  # what torch reports outside of a backward pass
 
 
@@ -45,6 +44,7 @@ class NormCapture:
         explained: Gradients of parameters to be verified, as the uses seen by the hooks give them.
         problems: What went wrong on the way, one line each.
         is_alone: Whether no other batch shared the backward pass.
+        coarsest: The least precise type that a layer's gradient came in.
     """
 
     def __init__(self) -> None:
@@ -54,6 +54,7 @@ class NormCapture:
         self.explained: dict[str, Tensor] = {}
         self.problems: list[str] = []
         self.is_alone = True
+        self.coarsest = torch.float64
         self.forwards: Counter[Unit] = Counter()
         self.fired: Counter[Unit] = Counter()
         self.fused: set[nn.Parameter] = set()
@@ -238,6 +239,7 @@ class BackpackEngine:
         return None if capture is None or capture.forwards[unit] else capture
 
     def _at_output(self, capture: NormCapture, unit: Unit, inputs: Any, grad: Tensor) -> None:
+        capture.coarsest = max(capture.coarsest, grad.dtype, key=_TOLERANCE.__getitem__)
         dtype = torch.promote_types(grad.dtype, torch.float32)
         args, kwargs = inputs
         args = tuple(_to(value, dtype) for value in args)
@@ -324,7 +326,7 @@ class BackpackEngine:
             if expected is None or explained is None:
                 problems.append(f"`{name}` is used outside of its layer's forward")
                 continue
-            tolerance = _TOLERANCE.get(expected.dtype, _DEFAULT_TOLERANCE)
+            tolerance = max(_TOLERANCE[expected.dtype], _TOLERANCE[capture.coarsest])
             off = (explained - expected.to(explained.dtype)).norm()
             if off > tolerance * expected.norm() + 1e-30:
                 problems.append(

@@ -12,7 +12,7 @@ differs.
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from probes.engines.backpack import BackpackEngine, NormCapture
 from probes.engines.differentiate import Use
 from probes.engines.layer_rules import (
+    BATCH_NORMS,
     CONVOLUTIONS,
     chunks,
     conv_gradients,
@@ -40,15 +41,22 @@ _ROUTES: dict[Any, int] = {}
 
 
 class FusedEngine(BackpackEngine):
-    """Like `BackpackEngine`, with linear and convolutional layers replaced in the backward pass."""
+    """Like `BackpackEngine`, with the backward passes of the dearest layers replaced."""
+
+    fused_kinds: ClassVar[set[type[nn.Module]]] = {nn.Linear, *CONVOLUTIONS, *BATCH_NORMS}
 
     def _attach_unit(self, unit: Unit) -> None:
-        if unit.has_rule and not unit.shares and _fusable(unit):
+        if unit.has_rule and not unit.shares and self._fuses(unit):
             forward = functools.partial(self._forward_fused, unit, unit.module.forward)
             unit.module.forward = forward
             self._handles.append(_ForwardRestorer(unit.module))  # type: ignore[arg-type]
         else:
             super()._attach_unit(unit)
+
+    def _fuses(self, unit: Unit) -> bool:
+        """Whether a layer's backward pass is replaced; not if a parameter of it is frozen."""
+        everything = {name for name, _ in unit.module.named_parameters()}
+        return type(unit.module) in self.fused_kinds and everything == unit.parameters.keys()
 
     def _forward_fused(
         self, unit: Unit, original: Callable[..., Tensor], *args: Any, **kwargs: Any
@@ -69,6 +77,8 @@ class FusedEngine(BackpackEngine):
             source, weight = source.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         with torch.autocast(device, enabled=False):
+            if isinstance(layer, BATCH_NORMS):
+                return _FusedBatchNorm.apply(source, weight, bias, layer, sink)  # type: ignore[no-untyped-call]
             if isinstance(layer, nn.Linear):
                 return _FusedLinear.apply(source, weight, bias, sink)  # type: ignore[no-untyped-call]
             return _FusedConv.apply(source, weight, bias, layer, sink)  # type: ignore[no-untyped-call]
@@ -105,15 +115,8 @@ class _ForwardRestorer:
         del self._module.forward
 
 
-def _fusable(unit: Unit) -> bool:
-    layer: Any = unit.module
-    if type(layer) not in {nn.Linear, *CONVOLUTIONS}:
-        return False
-    return set(unit.parameters) == {name for name, _ in layer.named_parameters()}
-
-
-def _least_axes(layer: nn.Module) -> int:
-    return 2 if isinstance(layer, nn.Linear) else layer.weight.dim()  # type: ignore[operator]
+def _least_axes(layer: Any) -> int:
+    return int(layer.weight.dim()) if isinstance(layer, CONVOLUTIONS) else 2
 
 
 def fastest(key: Any, routes: Sequence[Callable[[], Parts]]) -> Parts:
@@ -197,6 +200,35 @@ class _FusedLinear(torch.autograd.Function):
         ctx.sink.put(norms_sq, source, grad)
         source_grad = (flat_left @ weight).view(source.shape) if ctx.needs_input_grad[0] else None
         return source_grad, total.to(weight.dtype), bias_grad, None
+
+
+class _FusedBatchNorm(torch.autograd.Function):
+    """BatchNorm in eval mode: an affine map of each sample, with fixed statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, source: Tensor, weight: Tensor, bias: Tensor, layer: Any, sink: Any
+    ) -> Tensor:
+        mean, var = layer.running_mean, layer.running_var
+        ctx.save_for_backward(source, weight, mean, torch.rsqrt(var + layer.eps))
+        ctx.sink = sink
+        return F.batch_norm(source, mean, var, weight, bias, eps=layer.eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        source, weight, mean, rstd = ctx.saved_tensors
+        left, right = (t.reshape(*t.shape[:2], -1) for t in (grad, source))
+        offsets = _float(left).sum(2)
+        products = torch.einsum("ncl,ncl->nc", _float(left), _float(right))
+        scales = (products - mean * offsets) * rstd
+        ctx.sink.put(row_norms(scales).square_() + row_norms(offsets).square_(), source, grad)
+        source_grad = None
+        if ctx.needs_input_grad[0]:
+            shape = (1, -1, *[1] * (grad.dim() - 2))
+            source_grad = grad * (weight * rstd).to(grad.dtype).view(shape)
+        kind = weight.dtype
+        return source_grad, scales.sum(0).to(kind), offsets.sum(0).to(kind), None, None
 
 
 class _FusedConv(torch.autograd.Function):

@@ -7,13 +7,14 @@ standard error. Layers whose exact norm is as cheap (linear over single vectors,
 not sketched.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from probes.engines.backpack import BackpackEngine, NormCapture
-from probes.engines.layer_rules import CONVOLUTIONS, RULES, chunks, conv_gradients
+from probes.engines.fused import FusedEngine
+from probes.engines.layer_rules import BATCH_NORMS, CONVOLUTIONS, RULES, chunks, conv_gradients
 from probes.engines.units import Unit
 
 
@@ -69,6 +70,12 @@ class SketchEngine(BackpackEngine):
             self._generators[like.device] = generator
         bits = torch.randint(0, 2, (n_out, self._k), generator=generator, device=like.device)
         return (2 * bits - 1).to(like.dtype)
+
+
+class FusedSketchEngine(SketchEngine, FusedEngine):
+    """A sketch that lets BatchNorm's own backward take its norms; gradients equal to rounding."""
+
+    fused_kinds: ClassVar[set[type[nn.Module]]] = set(BATCH_NORMS)
 
 
 def _worth_it(layer: Any, grad: Tensor, k: int) -> bool:
