@@ -59,9 +59,10 @@ def check_batch(
 
 
 def _check_labels(labels: np.ndarray, n_classes: int | None) -> None:
-    bad = np.flatnonzero((labels < 0) | (n_classes is not None and labels >= n_classes))
-    if not len(bad):
+    top = np.iinfo(labels.dtype).max if n_classes is None else n_classes - 1
+    if not len(labels) or (labels.min() >= 0 and labels.max() <= top):
         return
+    bad = np.flatnonzero((labels < 0) | (labels > top))
     if n_classes is None:
         raise ValueError(
             f"Label {labels[bad[0]]} at position {bad[0]} of the batch is negative; labels are "

@@ -322,7 +322,8 @@ class BackpackEngine:
         for name in sorted(capture.reached.keys() & self._owners.keys() - self._verified):
             expected, explained = capture.reached[name], capture.explained.get(name)
             if self._parameters[name] in capture.fused:
-                continue  # the layer's own backward formed this gradient from the samples'
+                self._verified.add(name)  # its layer formed this very gradient from the samples
+                continue
             if expected is None or explained is None:
                 problems.append(f"`{name}` is used outside of its layer's forward")
                 continue
