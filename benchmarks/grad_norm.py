@@ -1,9 +1,9 @@
 """What per-sample gradient norms cost: the recorded step ÷ the plain step.
 
-Each method takes forward and backward pass and the norms of all parameters, on one thread. Rounds are
-interleaved, every method is paired with the plain step of its round, and the median of the paired
-ratios is quoted. Peak memory is that of a process of its own with the method alone. With a GPU, two
-larger networks are added.
+Each method takes forward and backward pass and the norms of all parameters, on one thread. Rounds
+are interleaved, every method is paired with the plain step of its round, and the median of the
+paired ratios is quoted. Peak memory is that of a process of its own with the method alone. With a
+GPU, two larger networks are added.
 
     python benchmarks/grad_norm.py [--rounds 9] [--out benchmarks/results/grad_norm-cpu.json]
 """

@@ -1,4 +1,4 @@
-"""The five networks of the gradient-norm benchmark, their inputs and labels, and two more for GPUs."""
+"""The five networks of the gradient-norm benchmark, with inputs and labels; two more for GPUs."""
 
 from collections.abc import Callable
 

@@ -19,6 +19,7 @@ from reports.style import (
     VERMILION,
     LineEnd,
     band,
+    in_house_style,
     label_lines,
     new_axes,
 )
@@ -26,6 +27,7 @@ from reports.style import (
 _SCORE_NAMES = {"loss": "loss", "aum": "AUM", "grad_norm": "gradient norm"}
 
 
+@in_house_style
 def plot_loss(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Loss of clean and wrongly labelled samples over epochs: median, and middle half as a band.
 
@@ -45,6 +47,7 @@ def plot_loss(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@in_house_style
 def plot_grad_norm(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Distribution of per-sample gradient norms over epochs: median, middle half as a band.
 
@@ -82,6 +85,7 @@ def _plot_distribution(table: pd.DataFrame, ax: Axes | None) -> tuple[Axes, list
     return ax, ends
 
 
+@in_house_style
 def plot_loss_mixture(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Histogram of losses at one epoch, with the two fitted beta components.
 
@@ -125,6 +129,7 @@ def plot_loss_mixture(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@in_house_style
 def plot_detection_auc(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """How well loss, AUM and gradient norm tell wrong labels over epochs, with 95 % bands.
 
@@ -156,6 +161,7 @@ def plot_detection_auc(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@in_house_style
 def plot_data_map(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Each sample by mean and spread of its label's probability over training.
 
@@ -194,6 +200,7 @@ def plot_data_map(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@in_house_style
 def plot_fisher_trace(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Fisher trace over epochs, in total and by block, with bands of ±1.96 standard errors.
 
@@ -207,9 +214,18 @@ def plot_fisher_trace(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: If the table holds both.
     """
     ax = new_axes(ax)
-    empirical = set(table["name"]) == {"empirical_fisher_trace"}
+    names = set(table["name"])
+    if len(names) > 1:
+        raise ValueError(
+            f"plot_fisher_trace draws one kind of trace, but the table holds {', '.join(names)}. "
+            "They are different quantities: draw each by itself."
+        )
+    empirical = names == {"empirical_fisher_trace"}
     blocks = ["total", *(b for b in table["block"].unique() if b != "total")]
     ends = []
     for block, colour in zip(blocks, ("#222222", *CYCLE, *[GREY] * len(blocks)), strict=False):
@@ -229,6 +245,7 @@ def plot_fisher_trace(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@in_house_style
 def plot_accuracy(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Accuracies over epochs, with bands of ±1.96 standard errors.
 
@@ -257,6 +274,7 @@ def plot_accuracy(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@in_house_style
 def plot_weighted_gradient_share(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Each weight group's share of the weighted gradient Σ wᵢ‖∇ℓᵢ‖ over epochs, against its weight.
 
@@ -283,6 +301,7 @@ def plot_weighted_gradient_share(table: pd.DataFrame, *, ax: Axes | None = None)
     return ax
 
 
+@in_house_style
 def plot_predicted_frac(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Fraction of an evaluation set assigned to each class, over epochs.
 

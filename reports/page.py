@@ -8,6 +8,7 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ class Panel:
         self.draw(figure.add_subplot())
         return figure
 
-    @property
+    @cached_property
     def svg(self) -> Markup | None:
         """The figure as an SVG element, or None if it was not recorded."""
         if self.draw is None:
@@ -147,10 +148,15 @@ def write_csv(table: pd.DataFrame, path: Path) -> Path:
     """
     safe = table.reset_index() if table.index.name else table.copy()
     for column in safe.select_dtypes(exclude="number"):
-        text = safe[column].map(lambda v: f"'{v}" if str(v).startswith(FORMULA_STARTS) else v)
-        safe[column] = text
+        safe[column] = safe[column].map(lambda v: _harmless(v) if isinstance(v, str) else v)
     safe.to_csv(path, index=False)
     return path
+
+
+def _harmless(text: str) -> str:
+    """Text that no spreadsheet runs, on one line: a line may not begin with a formula either."""
+    prefixed = f"'{text}" if text.startswith(FORMULA_STARTS) else text
+    return prefixed.replace("\r", " ").replace("\n", " ")
 
 
 def picture(image: np.ndarray, peak: int) -> str:

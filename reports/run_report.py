@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
+from math import isfinite
 
 import pandas as pd
 
-from dynamics.curves import describe_curve
+from dynamics.curves import CurveShape, describe_curve
 from dynamics.datasets import Dataset
 from dynamics.label_noise import (
     SEPARATES,
@@ -118,26 +119,35 @@ def _judge_labels(
 
 
 def _judge_curves(scalars: pd.DataFrame) -> list[str]:
+    measured = scalars.dropna(subset=["value"])
     sentences = []
-    accuracy = scalars[scalars["name"] == "accuracy"]
+    accuracy = measured[measured["name"] == "accuracy"]
     for block in [b for b in accuracy["block"].unique() if not str(b).startswith("train")]:
         curve = describe_curve(accuracy[accuracy["block"] == block])
+        spread = f" ± {curve.last_stderr:.1%}" if isfinite(curve.last_stderr) else ""
         sentences.append(
             f"Accuracy on {block} was best at epoch {curve.peak_epoch} with {curve.peak:.1%} and "
-            f"ended at {curve.last:.1%} ± {curve.last_stderr:.1%}."
+            f"ended at {curve.last:.1%}{spread}."
         )
-    fisher = scalars[(scalars["name"] == "fisher_trace") & (scalars["block"] == "total")]
+    fisher = measured[(measured["name"] == "fisher_trace") & (measured["block"] == "total")]
     if len(fisher) > 2:
-        curve = describe_curve(fisher)
-        shape = (
-            f"rose from {curve.first:.3g} to a peak of {curve.peak:.3g} ± {curve.peak_stderr:.2g} "
-            f"at epoch {curve.peak_epoch} and ended at {curve.last:.3g} ± {curve.last_stderr:.2g}"
-        )
-        tail = (
-            "" if curve.has_interior_peak else "; the fall is within its error, so this is no peak"
-        )
-        sentences.append(f"The Fisher trace {shape}{tail} (standard errors).")
+        sentences.append(f"The Fisher trace {_tell_fisher(describe_curve(fisher))}")
     return sentences
+
+
+def _tell_fisher(curve: CurveShape) -> str:
+    end = f"{curve.last:.3g} ± {curve.last_stderr:.2g}"
+    if curve.has_interior_peak:
+        return (
+            f"rose from {curve.first:.3g} to a peak of {curve.peak:.3g} ± {curve.peak_stderr:.2g} "
+            f"at epoch {curve.peak_epoch} and ended at {end} (standard errors)."
+        )
+    return (
+        f"began at {curve.first:.3g} and ended at {end} (standard error). It has no peak in "
+        f"between "
+        f"that stands out of its error; its largest value is {curve.peak:.3g}, at epoch "
+        f"{curve.peak_epoch}."
+    )
 
 
 def _caveats(run: Run, scalars: pd.DataFrame) -> list[str]:
@@ -185,7 +195,8 @@ def _mixture_panel(
 ) -> Panel:
     name, title = "loss_mixture", "Losses and the fitted beta mixture"
     if suspects is None:
-        return Panel(name, title, "", missing="Add SampleLoss() to the recorder's probes.")
+        missing = "It needs SampleLoss() and, in some epoch, 20 samples with differing losses."
+        return Panel(name, title, "", missing=missing)
     losses = suspects["mean_loss"].dropna()
     table = tabulate_mixture(fit_beta_mixture(losses.to_numpy()), losses, flipped)
     caption = (
@@ -233,7 +244,7 @@ def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
         probe: str,
     ) -> Panel:
         table = scalars[scalars["name"].isin(names)]
-        if table.empty:
+        if table.loc[table["name"] == names[0], "value"].isna().all():
             return Panel(name, title, "", missing=f"Add {probe}.")
         return Panel(name, title, caption, lambda ax: plot(table, ax=ax), {name: table})
 
@@ -270,23 +281,25 @@ def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
                 "",
             )
         )
-    shares = scalars[scalars["name"] == "weighted_gradient_share"]
-    if len(shares) and shares["stderr"].notna().any():
-        panels.append(
-            panel(
-                "weighted_gradient_share",
-                "Share of the weighted gradient over epochs",
-                ["weighted_gradient_share", "weight_share"],
-                plot_weighted_gradient_share,
-                "What each class gets of Σ wᵢ‖∇ℓᵢ‖ (solid) beside its share of the weight "
-                "(dashed). Where they part, the weight no longer decides.",
-                "",
-            )
+    panels.append(
+        panel(
+            "weighted_gradient_share",
+            "Share of the weighted gradient over epochs",
+            ["weighted_gradient_share", "weight_share"],
+            plot_weighted_gradient_share,
+            "What each class gets of Σ wᵢ‖∇ℓᵢ‖ (solid) beside its share of the weight (dashed). "
+            "Where they part, the weight no longer decides.",
+            "WeightEffect() and GradNorm() to the recorder's probes",
         )
+    )
     fractions = scalars[scalars["name"] == "predicted_frac"]
-    for name in dict.fromkeys(str(block).rpartition(": ")[0] for block in fractions["block"]):
-        table = fractions[fractions["block"].str.startswith(f"{name}: class ")]
+    sets = pd.Series([str(b).rpartition(": ")[0] for b in fractions["block"]], fractions.index)
+    taken: set[str] = set()
+    for name in dict.fromkeys(sets.tolist()):
+        table = fractions[sets == name]
         key = "predicted_frac_" + "".join(c if c.isalnum() else "_" for c in name)
+        key += f"_{len(taken)}" if key in taken else ""  # sets may differ in punctuation only
+        taken.add(key)
         caption = (
             f"Classes that the network assigns to the set “{name}” of {int(table['n'].iloc[0]):,} "
             "inputs. Drift after the accuracies have settled is change that no label asked for."
@@ -312,6 +325,7 @@ def _suspect_table(suspects: pd.DataFrame, epoch: int | None, dataset: Dataset |
     }
     if suspects["true_label"].notna().any() if "true_label" in suspects else False:
         columns["true_label"] = ("true label", "{:.0f}")
+    columns = {name: form for name, form in columns.items() if name in suspects}
     rows = []
     for sample_id, row in suspects.head(N_SUSPECTS).iterrows():
         cells = [Cell(str(sample_id))]

@@ -3,9 +3,10 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.style import BLUE, GREEN, ORANGE, VERMILION, label_lines, new_axes
+from reports.style import BLUE, GREEN, ORANGE, VERMILION, in_house_style, label_lines, new_axes
 
 
+@in_house_style
 def plot_noise_law(runs: pd.DataFrame, curves: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Held-out accuracy on noisy labels against noise ratio: the runs, and the laws.
 
@@ -52,6 +53,7 @@ def plot_noise_law(runs: pd.DataFrame, curves: pd.DataFrame, *, ax: Axes | None 
     return ax
 
 
+@in_house_style
 def plot_label_precision(
     runs: pd.DataFrame, theory: pd.DataFrame, *, ax: Axes | None = None
 ) -> Axes:

@@ -57,7 +57,7 @@ def build_study_report(study: Study) -> Page:
         title="What label noise costs",
         subtitle=f"Study {study.name} · {len(ended)} runs · {study.path}",
         verdict=verdict,
-        caveats=_caveats(runs, ended),
+        caveats=_caveats(study, ended),
         sections=sections,
         tables=[_run_table(ended, n_classes)],
         provenance=describe_provenance(study.runs[0]) | {"Run": f"first of {len(study.runs)}"},
@@ -89,6 +89,11 @@ def _judge(
         sentences.append(f"{name}: fewer than four ratios, so no curve is compared with a line.")
     elif np.isfinite(comparison.quadratic_over_line.value):
         sentences.append(f"{name}, is it really a parabola? {_judge_bend(comparison)}")
+    else:
+        sentences.append(
+            f"{name}: {comparison.n_runs} runs are too few to tell a curve from a straight line. "
+            "Add seeds."
+        )
     return sentences
 
 
@@ -119,7 +124,7 @@ def _judge_bend(comparison: LawComparison) -> str:
     )
 
 
-def _caveats(runs: pd.DataFrame, ended: pd.DataFrame) -> list[str]:
+def _caveats(study: Study, ended: pd.DataFrame) -> list[str]:
     caveats = []
     seeds = int(ended.groupby(["noise", "ratio"])["seed"].nunique().min())
     if seeds < 3:
@@ -133,9 +138,10 @@ def _caveats(runs: pd.DataFrame, ended: pd.DataFrame) -> list[str]:
             f"{len(weak)} run(s) ended below {MEMORISED:.1%} training accuracy: "
             f"{', '.join(weak['run'])}. The law is about networks that have memorised."
         )
-    if len(ended) < len(runs):
-        unfinished = ", ".join(runs.loc[~runs["ended_cleanly"], "run"])
-        caveats.append(f"Left out, because they have not ended: {unfinished}.")
+    table = study.table()
+    unfinished = table.loc[~table["ended_cleanly"].astype(bool), "run"].tolist()
+    if unfinished:
+        caveats.append(f"Left out, because they have not ended: {', '.join(unfinished)}.")
     caveats.append(
         "Accuracy here is against the noisy labels of held-out data, as in the paper; against the "
         "true labels it is higher (see the table). The same images are split anew with each seed."

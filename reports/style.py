@@ -5,10 +5,11 @@ in print. Clean samples are always blue, wrong labels always vermilion.
 """
 
 import contextlib
+import functools
 import io
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -70,6 +71,20 @@ def new_axes(ax: Axes | None) -> Axes:
         return Figure().add_subplot()
 
 
+Plot = TypeVar("Plot", bound=Callable[..., Axes])
+
+
+def in_house_style(plot: Plot) -> Plot:
+    """Let a plot function draw in the house style wherever it is called from."""
+
+    @functools.wraps(plot)
+    def styled(*args: Any, **kwargs: Any) -> Axes:
+        with house_style():
+            return plot(*args, **kwargs)
+
+    return cast("Plot", styled)
+
+
 def band(
     ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, alpha: float = 0.18
 ) -> None:
@@ -98,7 +113,16 @@ def label_lines(ax: Axes, labels: Sequence[LineEnd]) -> None:
         for i in range(len(heights) - 2, -1, -1):
             heights[i] = min(heights[i], heights[i + 1] - (sizes[i + 1] + sizes[i]) / 2)
     for height, (_, name, colour) in zip(heights, placed, strict=True):
-        ax.text(1.01, height, name, color=colour, transform=ax.transAxes, va="center", fontsize=8)
+        ax.text(
+            1.01,
+            height,
+            name,
+            color=colour,
+            transform=ax.transAxes,
+            va="center",
+            fontsize=8,
+            parse_math=False,
+        )
 
 
 def to_svg(figure: Figure) -> str:

@@ -42,7 +42,7 @@ def write_report(
         page = build_run_report(source, _find_dataset(source, data))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page.to_html(), encoding="utf-8")
+    path.write_text(page.to_html(), encoding="utf-8", errors="replace")
     if figures is not None:
         page.write_figures(Path(figures))
     return path

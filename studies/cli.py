@@ -154,9 +154,15 @@ def _open(path: Path) -> Any:
 
 def _parse_ratios(text: str) -> list[float]:
     try:
-        return sorted({float(part) for part in text.split(",")})
+        ratios = sorted({float(part) for part in text.split(",")})
     except ValueError:
-        _fail(f"--ratios takes numbers separated by commas, such as 0,0.2,0.4, but got {text!r}.")
+        ratios = []
+    if not ratios or not all(0 <= ratio < 1 for ratio in ratios):
+        _fail(
+            "--ratios takes noise ratios from 0 to below 1, separated by commas, such as "
+            f"0,0.2,0.4, but got {text!r}."
+        )
+    return ratios
 
 
 def _print_noise_table(study: Any) -> None:

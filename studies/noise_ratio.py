@@ -70,14 +70,15 @@ def run_study(
         noises: Kinds of noise.
         ratios: Noise ratios.
         seeds: Number of seeds, from 0.
-        n_images: Images used in all; half of them are trained on.
+        n_images: Images used in all, at most what there are; half of them are trained on.
     """
+    dataset = open_dataset(data)
+    n_images = min(n_images, len(dataset.y_train))
     configs = [
         NoiseRatioConfig(data=data, noise=noise, ratio=ratio, seed=seed, n_images=n_images)
         for noise, ratio, seed in product(noises, ratios, range(seeds))
     ]
     out.mkdir(parents=True, exist_ok=True)
-    dataset = open_dataset(data)
     _write_factors(out, configs)
     for config in tqdm(configs, NAME, disable=None, unit="run"):
         run_one(out / config.run_name, config, dataset)

@@ -216,12 +216,15 @@ def test_labels_of_lines_that_end_together_do_not_overlap():
     assert heights[-1] <= 1
 
 
-def test_a_figure_drawn_alone_has_the_house_style_and_survives_text_like_mathematics():
-    block = r"$\frac{ b$"
-    ax = draw("plot_fisher_trace", FISHER.replace("2", block))
-    ax.figure.savefig(io.BytesIO())
-    assert f"layer {block}" in texts(ax)
-    assert ax.get_title(loc="left") == "Fisher trace (model labels)"
+def test_a_figure_drawn_alone_survives_names_that_look_like_mathematics():
+    name = r"$\frac{ b$"
+    layer = draw("plot_fisher_trace", FISHER.replace("2", name))
+    layer.figure.savefig(io.BytesIO())
+    assert f"layer {name}" in texts(layer)
+    blocks = {f"{name}: class {c}": [0.5, 0.5] for c in range(2)}
+    predicted = draw("plot_predicted_frac", scalar_table("predicted_frac", blocks))
+    predicted.figure.savefig(io.BytesIO())
+    assert title_of(predicted) == f"Predicted classes: {name}"
 
 
 def test_reports_are_drawn_without_pyplot_and_without_torch(tmp_path):

@@ -16,7 +16,7 @@ from recorded import scalar_batches as scalars
 
 import reports
 from reports import write_report
-from reports.page import FORMULA_STARTS, Page, Panel, Section, write_csv
+from reports.page import Page, Panel, Section, write_csv
 from reports.run_report import build_run_report
 from reports.write_report import MAX_BYTES
 
@@ -174,7 +174,7 @@ def test_the_csv_holds_the_data_drawn(harmless):
     assert pd.read_csv(folder / "data_map.csv")["sample_id"].tolist() == list(range(120))
 
 
-@pytest.mark.parametrize("start", FORMULA_STARTS)
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_text_that_a_spreadsheet_would_run_is_prefixed_and_numbers_are_not(tmp_path, start):
     table = pd.DataFrame({"block": [f"{start}HYPERLINK()", "fine"], "value": [-1.5, 2.0]})
     read = pd.read_csv(write_csv(table, tmp_path / "t.csv"))

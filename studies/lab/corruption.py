@@ -35,6 +35,8 @@ def corrupt_labels(
         raise ValueError(f"A noise ratio lies between 0 and 1, but is {ratio}.")
     if kind not in get_args(NoiseKind):
         raise ValueError(f"Noise is one of {', '.join(get_args(NoiseKind))}, but is {kind!r}.")
+    if n_classes < 2:
+        raise ValueError(f"Wrong labels need at least 2 classes, but n_classes is {n_classes}.")
     if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
         raise ValueError(
             f"Labels go from {labels.min()} to {labels.max()}, but n_classes is {n_classes}."
