@@ -25,6 +25,8 @@ from dynamics.traces import Study
 
 NoiseKind = Literal["symmetric", "asymmetric"]
 
+_MEASURES = ["train_accuracy", "held_out_noisy", "held_out_true", "label_precision", "label_recall"]
+
 LAWS = {
     "theory": 0,
     "theory × clean accuracy": 1,
@@ -221,6 +223,53 @@ def noise_table(study: Study) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(records, columns=names)
+
+
+def summarise_noise_table(table: pd.DataFrame, *, n_classes: int) -> pd.DataFrame:
+    """Runs of a noise-ratio study, averaged over seeds and set against the law.
+
+    Args:
+        table: `noise_table(study)`.
+        n_classes: Number of classes C.
+
+    Returns:
+        One row per kind and ratio: `noise, ratio, n_runs, epochs_low, epochs_high`; mean and
+        standard deviation (`<name>_std`, missing for one run) of each accuracy, of label precision
+        and recall, and of `ratio_by_law`, the inverted law; `law`, and `deviation` = mean − law.
+    """
+    kinds: dict[object, NoiseKind] = {"symmetric": "symmetric", "asymmetric": "asymmetric"}
+    records = []
+    for (noise, ratio), runs in table.groupby(["noise", "ratio"]):
+        kind, ratio = kinds[noise], float(str(ratio))
+        accuracies = runs["held_out_noisy"].to_numpy()
+        inverted = [invert_law(a, kind=kind, n_classes=n_classes) for a in accuracies]
+        law = float(law_accuracy(ratio, kind=kind, n_classes=n_classes))
+        record = {"noise": kind, "ratio": ratio, "n_runs": len(runs)}
+        record |= {"epochs_low": runs["epochs"].min(), "epochs_high": runs["epochs"].max()}
+        for name, values in {**runs[_MEASURES], "ratio_by_law": pd.Series(inverted)}.items():
+            record |= {str(name): values.mean(), f"{name}_std": values.std(ddof=1)}
+        records.append(record | {"law": law, "deviation": accuracies.mean() - law})
+    return pd.DataFrame(records)
+
+
+def largest_deviation(
+    table: pd.DataFrame, *, kind: NoiseKind, n_classes: int
+) -> tuple[float, float]:
+    """The run that is furthest from the law.
+
+    Args:
+        table: Rows of `noise_table(study)` of one kind, at least one.
+        kind: Where wrong labels go.
+        n_classes: Number of classes C.
+
+    Returns:
+        Its accuracy on held-out noisy labels minus the law, and its noise ratio.
+    """
+    ratio = table["ratio"].to_numpy(dtype=np.float64)
+    law = law_accuracy(ratio, kind=kind, n_classes=n_classes)
+    off = table["held_out_noisy"].to_numpy(dtype=np.float64) - law
+    worst = int(np.abs(off).argmax())
+    return float(off[worst]), float(ratio[worst])
 
 
 Curve = Callable[[np.ndarray], np.ndarray]

@@ -22,7 +22,7 @@ def describe_provenance(run: Run) -> dict[str, str]:
         "Started": run.attempts[0].created_utc if run.attempts else "",
         "Data": _compact(info.get("data")),
         "Configuration": _compact(info.get("config")),
-        "Probes": "; ".join(_compact(probe) for probe in info.get("probes", [])),
+        "Probes": "; ".join(_compact(probe) for probe in info.get("probes") or []),
         "Recorded with": _compact(info.get("versions")),
         "Trace schema": str(info.get("schema_version")),
         "Report by": f"training-dynamics {own_version()}",

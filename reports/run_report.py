@@ -167,7 +167,7 @@ def _caveats(run: Run, scalars: pd.DataFrame) -> list[str]:
 
 
 def _subtitle(run: Run) -> str:
-    model = run.info.get("model", {})
+    model = run.info.get("model") or {}
     n = run.info.get("n_samples")
     size = f"{model['n_trainable']:,} trainable parameters" if "n_trainable" in model else ""
     samples = f"{n:,} training samples" if isinstance(n, int) else ""

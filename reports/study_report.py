@@ -1,5 +1,8 @@
 """The report of a noise-ratio study: what label noise costs, and which law it follows."""
 
+from collections.abc import Hashable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -7,10 +10,10 @@ from dynamics.noise_law import (
     LawComparison,
     NoiseKind,
     compare_laws,
-    invert_law,
-    law_accuracy,
+    largest_deviation,
     law_label_precision,
     noise_table,
+    summarise_noise_table,
 )
 from dynamics.traces import Study, TraceError
 from reports.page import Cell, Page, PageTable, Panel, Section
@@ -42,7 +45,7 @@ def build_study_report(study: Study) -> Page:
     runs = noise_table(study)
     if runs.empty:
         raise TraceError(f"No run of {study.path} has recorded anything yet.")
-    ended = runs[runs["ended_cleanly"]]
+    ended = runs[runs["ended_cleanly"].astype(bool)].dropna(subset=["held_out_noisy"])
     if ended.empty:
         raise TraceError(f"No run of {study.path} has come to its end yet.")
     n_classes = _count_classes(study)
@@ -98,15 +101,13 @@ def _judge(
 
 
 def _judge_theory(noisy: pd.DataFrame, kind: NoiseKind, n_classes: int) -> str:
-    theory = law_accuracy(noisy["ratio"].to_numpy(), kind=kind, n_classes=n_classes)
-    off = (noisy["held_out_noisy"] - theory).to_numpy()
-    worst = int(np.abs(off).argmax())
+    deviation, ratio = largest_deviation(noisy, kind=kind, n_classes=n_classes)
     memorised = (noisy["train_accuracy"] >= MEMORISED).all()
-    holds = "holds" if abs(off[worst]) <= TOLERANCE else "does not hold"
+    holds = "holds" if abs(deviation) <= TOLERANCE else "does not hold"
     return (
         f"Chen et al.'s law, which has no free parameter, {holds} within ± {TOLERANCE} at ratios "
-        f"of .2 and more. The largest deviation of {len(noisy)} runs is {off[worst]:+.3f}, at "
-        f"ratio {noisy['ratio'].iloc[worst]:g}"
+        f"of .2 and more. The largest deviation of {len(noisy)} runs is {deviation:+.3f}, at "
+        f"ratio {ratio:g}"
         + ("." if memorised else "; but not all of them have memorised their labels.")
     )
 
@@ -204,15 +205,15 @@ def _run_table(rows: pd.DataFrame, n_classes: int) -> PageTable:
         "ratio by law",
     ]
     cells = []
-    for (noise, ratio), group in rows.groupby(["noise", "ratio"]):
-        kind: NoiseKind = "symmetric" if noise == "symmetric" else "asymmetric"
-        law = float(law_accuracy(float(str(ratio)), kind=kind, n_classes=n_classes))
-        mean = group["held_out_noisy"].mean()
-        inverted = [invert_law(a, kind=kind, n_classes=n_classes) for a in group["held_out_noisy"]]
-        epochs = f"{group['epochs'].min()}–{group['epochs'].max()}"
-        texts = [str(noise), f"{ratio:g}", str(len(group)), epochs]
-        texts += [_mean_and_spread(group[name]) for name in columns]
-        texts += [f"{law:.3f}", f"{mean - law:+.3f}", _mean_and_spread(pd.Series(inverted))]
+    for row in summarise_noise_table(rows, n_classes=n_classes).to_dict("records"):
+        texts = [row["noise"], f"{row['ratio']:g}", str(row["n_runs"])]
+        texts.append(f"{row['epochs_low']}–{row['epochs_high']}")
+        texts += [_with_spread(row, name) for name in columns]
+        texts += [
+            f"{row['law']:.3f}",
+            f"{row['deviation']:+.3f}",
+            _with_spread(row, "ratio_by_law"),
+        ]
         cells.append([Cell(text) for text in texts])
     note = (
         "Means over seeds ± their standard deviation. “ratio by law” is the noise ratio that the "
@@ -221,7 +222,6 @@ def _run_table(rows: pd.DataFrame, n_classes: int) -> PageTable:
     return PageTable("Runs", note, header, cells)
 
 
-def _mean_and_spread(values: pd.Series) -> str:
-    if len(values) < 2:
-        return f"{values.mean():.3f}"
-    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
+def _with_spread(row: dict[Hashable, Any], name: str) -> str:
+    spread = row[f"{name}_std"]
+    return f"{row[name]:.3f}" + (f" ± {spread:.3f}" if pd.notna(spread) else "")
