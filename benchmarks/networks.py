@@ -120,7 +120,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(d, vocabulary, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        positions = torch.arange(tokens.shape[1], device=tokens.device).repeat(len(tokens), 1)
         x = self.tokens(tokens) + self.positions(positions)
         return self.head(self.norm(self.blocks(x)))
 
@@ -128,13 +128,13 @@ class GPT(nn.Module):
 def gpt(d: int = 256, layers: int = 4, length: int = 128, batch: int = 16) -> Problem:
     """GPT, d 256, 4 layers, T 128, batch 16; vocabulary of 512."""
     tokens = torch.randint(0, 512, (batch, length + 1))
-    return GPT(512, d, layers, length, 4), tokens[:, :-1], tokens[:, 1:]
+    return GPT(512, d, layers, length, 4), tokens[:, :-1].clone(), tokens[:, 1:].clone()
 
 
 def gpt124m() -> Problem:
     """GPT-2 small's shape, 124 M parameters, batch 8 × 512 tokens."""
     tokens = torch.randint(0, 50257, (8, 513))
-    return GPT(50257, 768, 12, 512, 12), tokens[:, :-1], tokens[:, 1:]
+    return GPT(50257, 768, 12, 512, 12), tokens[:, :-1].clone(), tokens[:, 1:].clone()
 
 
 def sample_losses(output: Tensor, labels: Tensor) -> Tensor:

@@ -247,8 +247,9 @@ class _OwnPass:
         self._losses = losses
         self._inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._norms_sq: dict[ObservedBatch, dict[str, Tensor]] = {}
-        with extra_pass(model, probe="GradNorm", remedy=REMEDY):
-            pass  # refuses layers that have no rule in eval mode either, before training begins
+        with extra_pass(model, probe="GradNorm", remedy=REMEDY) as own_pass:
+            # Layers that have no rule in eval mode either are refused here, before training begins.
+            self._engine = own_pass.engine
         self._handle: RemovableHandle = model.register_forward_pre_hook(
             self._keep_inputs, with_kwargs=True
         )
@@ -275,7 +276,9 @@ class _OwnPass:
                 "recorder.observe(losses, sample_id, labels=labels)."
             )
         self.armed = False
-        with extra_pass(self._model, probe="GradNorm", remedy=REMEDY) as own_pass:
+        with extra_pass(
+            self._model, probe="GradNorm", remedy=REMEDY, engine=self._engine
+        ) as own_pass:
             output = self._model(*inputs[0], **inputs[1])
             capture = own_pass.take()
             losses = self._losses(output, batch.labels)

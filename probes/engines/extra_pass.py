@@ -24,13 +24,13 @@ class ExtraPass:
 
     def __init__(self, model: nn.Module, engine: BackpackEngine, probe: str, remedy: str) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._engine = engine
+        self.engine = engine
         self._probe = probe
         self._remedy = remedy
 
     def take(self) -> NormCapture:
         """The capture of the forward pass just made."""
-        capture = self._engine.take()
+        capture = self.engine.take()
         if capture is None:
             self._refuse(["no layer's hook fired"])
         return capture
@@ -51,11 +51,11 @@ class ExtraPass:
         Raises:
             UnsupportedModelError: If the pass shows that the norms would be inexact.
         """
-        self._engine.begin_backward(capture)
+        self.engine.begin_backward(capture)
         torch.autograd.grad(
             losses.sum(), self._parameters, retain_graph=retain_graph, allow_unused=True
         )
-        problems = self._engine.finish(capture, len(losses))
+        problems = self.engine.finish(capture, len(losses))
         if problems:
             self._refuse(problems)
         norms_sq = dict(capture.norms_sq)
@@ -67,13 +67,17 @@ class ExtraPass:
 
 
 @contextlib.contextmanager
-def extra_pass(model: nn.Module, *, probe: str, remedy: str) -> Iterator[ExtraPass]:
+def extra_pass(
+    model: nn.Module, *, probe: str, remedy: str, engine: BackpackEngine | None = None
+) -> Iterator[ExtraPass]:
     """Take forward and backward passes of one's own, in eval mode, leaving the model as it was.
 
     Args:
         model: The network.
         probe: Name of the probe, for errors.
         remedy: What the user can do about a layer without a rule.
+        engine: Engine of an earlier pass over the same model, whose self-test is over; a new one by
+            default.
 
     Yields:
         What takes the norms.
@@ -82,7 +86,7 @@ def extra_pass(model: nn.Module, *, probe: str, remedy: str) -> Iterator[ExtraPa
         UnsupportedModelError: If a layer has no exact rule in eval mode; all of them are named.
     """
     with neutral(model), torch.enable_grad():
-        engine = BackpackEngine(model)
+        engine = engine or BackpackEngine(model)
         if engine.problems:
             raise UnsupportedModelError.listing(probe, engine.problems, remedy)
         engine.attach()
