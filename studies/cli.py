@@ -194,6 +194,8 @@ def _explained() -> Iterator[None]:
 
     try:
         yield
+    except BrokenPipeError:
+        raise  # the reader of our output has had enough; no mistake to explain
     except CorruptTraceError as error:
         _fail(str(error), CORRUPT)
     except (TraceError, ValueError, OSError) as error:
