@@ -22,7 +22,6 @@ class ObservedBatch:
         weights: Importance weights, shape (N,), if given.
         factor: ∂(total loss)/∂ℓ_i, shape (N,), once a backward pass has reached the losses.
         backward_done: Whether the backward pass that brought the factor came to its end.
-        estimated: Whether the gradient norms are estimates, marked so in `status`.
         columns: Values for the `samples` table, each of shape (N,), on the losses' device.
     """
 
@@ -35,7 +34,6 @@ class ObservedBatch:
     weights: Tensor | None = None
     factor: Tensor | None = None
     backward_done: bool = False
-    estimated: bool = False
     columns: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -323,7 +323,7 @@ def _suspect_table(suspects: pd.DataFrame, epoch: int | None, dataset: Dataset |
         "mean_p_true": ("mean p(label)", "{:.3f}"),
         "n_forgotten": ("forgotten", "{:.0f}"),
     }
-    if suspects["true_label"].notna().any() if "true_label" in suspects else False:
+    if "true_label" in suspects and suspects["true_label"].notna().any():
         columns["true_label"] = ("true label", "{:.0f}")
     columns = {name: form for name, form in columns.items() if name in suspects}
     rows = []

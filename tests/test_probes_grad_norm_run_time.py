@@ -237,3 +237,19 @@ def test_losses_of_another_model_are_refused(tmp_path):
 
     with pytest.raises(UnsupportedModelError, match="do not depend on a parameter"):
         train()
+
+
+def test_mixing_shows_also_where_the_samples_are_differentiated_a_few_at_a_time(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("probes.engines.layer_rules.MEMORY_BUDGET", 1)
+    model = Mixing()
+
+    def train():
+        with Recorder(tmp_path / "run", model, [GradNorm()]) as recorder:
+            losses = cross_entropy(model)
+            recorder.observe(losses, IDS)
+            losses.mean().backward()
+
+    with pytest.raises(UnsupportedModelError, match=r"`inner.weight`: single samples"):
+        train()

@@ -209,7 +209,7 @@ class BackpackEngine:
                     f"`{block}` works on {norms_sq.numel()} rows where the batch has {n} samples; "
                     "its first dimension must be the sample"
                 )
-        return problems + (self._verify(capture) if capture.is_alone else [])
+        return problems or (self._verify(capture) if capture.is_alone else [])
 
     def _after_forward(
         self, unit: Unit, module: nn.Module, args: Any, kwargs: Any, output: Any
@@ -246,24 +246,22 @@ class BackpackEngine:
         kwargs = {name: _to(value, dtype) for name, value in kwargs.items()}
         grad = grad.detach().to(dtype)
         use = Use(unit.module, unit.parameters, args, kwargs, grad, unit.sample_axis)
-        if not all(self._is_verified(unit, key) for key in unit.parameters):
-            self._explain(capture, unit, use)
         if not unit.has_rule or unit.shares or capture.forwards[unit] > 1:
             capture.later[unit].append(use)
-        elif unit.block in capture.norms_sq:
+            return
+        if any(self._names[p] not in self._verified for p in unit.parameters.values()):
+            for key, gradient in batch_gradients(use).items():
+                self._explain(capture, unit.parameters[key], gradient)
+        if unit.block in capture.norms_sq:
             capture.problems.append(f"`{unit.block}` is used twice in a checkpointed part")
         else:
             with torch.no_grad():
                 self._measure(capture, unit, args[0] if args else kwargs["input"], grad)
 
-    def _is_verified(self, unit: Unit, key: str) -> bool:
-        return self._names[unit.parameters[key]] in self._verified
-
-    def _explain(self, capture: NormCapture, unit: Unit, use: Use) -> None:
-        for key, gradient in batch_gradients(use).items():
-            name = self._names[unit.parameters[key]]
-            known = capture.explained.get(name)
-            capture.explained[name] = gradient if known is None else known + gradient
+    def _explain(self, capture: NormCapture, parameter: nn.Parameter, gradient: Tensor) -> None:
+        name = self._names[parameter]
+        known = capture.explained.get(name)
+        capture.explained[name] = gradient if known is None else known + gradient
 
     def _measure(self, capture: NormCapture, unit: Unit, source: Tensor, grad: Tensor) -> None:
         """Take a unit's norms from its rule."""
@@ -303,18 +301,11 @@ class BackpackEngine:
                 block = self._owners[self._names[parameter]].block
                 square = total.reshape(len(total), -1).square().sum(1)
                 squares[block] = squares[block] + square if block in squares else square
-                self._compare_with_batch(capture, parameter, total, whole=rows == slice(0, n))
+                if self._names[parameter] not in self._verified:
+                    self._explain(capture, parameter, total.sum(0))
             for block, square in squares.items():
                 parts[block].append(square)
         capture.norms_sq |= {block: torch.cat(part) for block, part in parts.items()}
-
-    def _compare_with_batch(
-        self, capture: NormCapture, parameter: nn.Parameter, total: Tensor, *, whole: bool
-    ) -> None:
-        """Let sums over single samples, where they are at hand, take the place of the batch's."""
-        name = self._names[parameter]
-        if whole and name in capture.explained:
-            capture.explained[name] = total.sum(0)
 
     def _verify(self, capture: NormCapture) -> list[str]:
         """Compare what the hooks have seen with the gradients that training got."""
