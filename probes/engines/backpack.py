@@ -299,13 +299,19 @@ class BackpackEngine:
             for parameter, places in together.items():
                 total = functools.reduce(torch.add, (gradients[id(u)][k] for k, u in places))
                 block = self._owners[self._names[parameter]].block
-                square = total.reshape(len(total), -1).square().sum(1)
+                square = self._square(capture, parameter, rows, total)
                 squares[block] = squares[block] + square if block in squares else square
                 if self._names[parameter] not in self._verified:
                     self._explain(capture, parameter, total.sum(0))
             for block, square in squares.items():
                 parts[block].append(square)
         capture.norms_sq |= {block: torch.cat(part) for block, part in parts.items()}
+
+    def _square(
+        self, capture: NormCapture, parameter: nn.Parameter, rows: slice, gradients: Tensor
+    ) -> Tensor:
+        """Squared norms of the gradients of some samples, where those have been formed."""
+        return gradients.reshape(len(gradients), -1).square().sum(1)
 
     def _verify(self, capture: NormCapture) -> list[str]:
         """Compare what the hooks have seen with the gradients that training got."""
