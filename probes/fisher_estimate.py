@@ -123,20 +123,18 @@ class BatchValues:
 class DrawValues:
     """One row per draw of an input and a direction: `mc`.
 
-    Inputs are drawn in proportion to tr H_i, in rounds of strata with two draws each, so a round's
-    variance is read off the differences within its pairs (rows 2k and 2k + 1).
+    Inputs are drawn in proportion to tr H_i, in strata of two draws each, so the draws' variance is
+    read off the differences within these pairs (rows 2k and 2k + 1).
 
     Attributes:
         rows: ‖Jᵀv̂‖² of each draw, with v̂ of unit length.
         traces: tr H of each draw's input.
-        mean_trace: Mean of tr H over the probe set.
-        n: Inputs in the probe set.
+        all_traces: tr H of each input of the probe set.
     """
 
     rows: np.ndarray
     traces: np.ndarray
-    mean_trace: float
-    n: int
+    all_traces: np.ndarray
 
     @property
     def n_draws(self) -> int:
@@ -145,15 +143,20 @@ class DrawValues:
 
     def mean(self, column: np.ndarray) -> float:
         """Mean of tr H over the inputs times the mean over the draws."""
-        return self.mean_trace * float(column.mean())
+        return float(self.all_traces.mean() * column.mean())
 
     def variances(self, column: np.ndarray) -> tuple[float, float]:
-        """Between the pairs' members, and with the spread of single inputs' traces."""
-        m, mean = len(column), self.mean(column)
-        drawn = self.mean_trace**2 * float(((column[::2] - column[1::2]) ** 2).sum()) / m**2
-        second = self.mean_trace * float((self.traces * column**2).mean())
-        # The second moment holds the variance of the directions too: on the careful side.
-        return drawn + max(second - mean**2, 0.0) / self.n, drawn
+        """Between the pairs' members, and with the spread of single inputs' values."""
+        m, n, mean = len(column), len(self.all_traces), self.mean(column)
+        differences = column[::2] - column[1::2]
+        drawn = float(self.all_traces.mean() ** 2 * (differences**2).sum()) / m**2
+        if n < 2 or not self.traces.any():
+            return drawn, drawn
+        # An input's value is its tr H, known for all inputs, times what draws of it bring, whose
+        # mean square is weighted by tr H. It holds the directions' variance too: the careful side.
+        mean_square = float((self.traces * column**2).sum() / self.traces.sum())
+        spread = float((self.all_traces**2).mean()) * mean_square - mean**2
+        return drawn + max(spread, 0.0) / (n - 1), drawn
 
 
 @dataclass(frozen=True)

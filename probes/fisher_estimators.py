@@ -65,7 +65,7 @@ class Plan:
         """Randomness of the drawn vectors, on the model's device."""
         return torch.Generator(self.device).manual_seed(self.seed)
 
-    def still_to_draw(self, values: DrawValues | BatchValues, budget: int) -> int:
+    def still_to_draw(self, values: DrawValues, budget: int) -> int:
         """How many more draws the target asks for, as far as the error is known; even."""
         done, error = values.n_draws, _relative_error(values)
         if self.target_stderr is None or done >= budget or error <= self.target_stderr:
@@ -138,7 +138,7 @@ def _mc(plan: Plan, passes: Passes) -> FisherEstimate:
             for start in range(0, len(new), plan.batch_size)
         ]
         rows = np.concatenate(parts, axis=1)
-        values = DrawValues(rows[0], traces[chosen], float(traces.mean()), len(traces))
+        values = DrawValues(rows[0], traces[chosen], traces)
         pending = plan.still_to_draw(values, budget)
     measured = Measured(
         blocks=passes.blocks,
@@ -149,7 +149,7 @@ def _mc(plan: Plan, passes: Passes) -> FisherEstimate:
         n_draws=len(chosen),
         target_met=plan.is_met(values),
     )
-    return passes.add_diagonal(measured.estimate("mc"), values.mean_trace / len(chosen))
+    return passes.add_diagonal(measured.estimate("mc"), float(traces.mean()) / len(chosen))
 
 
 def _output_traces(plan: Plan, passes: Passes) -> tuple[np.ndarray, np.ndarray]:
@@ -184,26 +184,22 @@ def _batch(plan: Plan) -> FisherEstimate:
         order, generator = torch.Generator().manual_seed(plan.seed), plan.generator()
         rows: list[np.ndarray] = []
         sizes: list[int] = []
-        pending = budget
-        while pending > 0:
-            for chosen in torch.split(
-                torch.randperm(n, generator=order)[:pending], plan.batch_size
-            ):
+        is_met: bool | None = None
+        while sum(sizes) < budget and not is_met:
+            shuffled = torch.randperm(n, generator=order)[: budget - sum(sizes)]
+            for chosen in torch.split(shuffled, plan.batch_size):
                 inputs, labels = plan.data.rows(chosen, plan.device)
                 output = plan.model(inputs)
                 vectors = plan.output.draw(output.detach(), _mask(labels), generator)
                 total = _along(output, vectors).sum()
                 gradients = torch.autograd.grad(total, list(block_of), allow_unused=True)
-                rows.append(
-                    block_norms_sq(gradients, list(block_of.values()), blocks) / len(chosen)
-                )
+                norms_sq = block_norms_sq(gradients, list(block_of.values()), blocks)
+                rows.append(norms_sq / len(chosen))
                 sizes.append(len(chosen))
             values = BatchValues(np.stack(rows), np.array(sizes))
-            pending = min(plan.still_to_draw(values, budget), n)
+            is_met = plan.is_met(values)
     weights = block_norms_sq(list(block_of), list(block_of.values()), blocks)
-    measured = Measured(
-        blocks, values, None, weights.tolist(), n, values.n_draws, plan.is_met(values)
-    )
+    measured = Measured(blocks, values, None, weights.tolist(), n, values.n_draws, is_met)
     return measured.estimate("batch")
 
 
