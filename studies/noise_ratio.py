@@ -6,24 +6,20 @@ in kind of noise, ratio and seed. Everything is one fixed rate of plain SGD, so 
 noise changes.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from tqdm import tqdm
 
-from dynamics import open_run
 from dynamics.datasets import Dataset, open_dataset
-from dynamics.traces import SCHEMA_VERSION, TraceError
-from dynamics.traces.layout import STUDY_FILE, read_json, write_durably
 from probes import Recorder, SampleLoss
 from studies.lab.corruption import NoiseKind, corrupt_labels
 from studies.lab.data import TensorData, to_tensors
 from studies.lab.models import build_mlp
+from studies.lab.sweep import begun, content_of, run_sweep
 from studies.lab.train import Recipe, predict, record_accuracy, train
 
 NAME = "noise-ratio"
@@ -78,10 +74,13 @@ def run_study(
         NoiseRatioConfig(data=data, noise=noise, ratio=ratio, seed=seed, n_images=n_images)
         for noise, ratio, seed in product(noises, ratios, range(seeds))
     ]
-    out.mkdir(parents=True, exist_ok=True)
-    _write_factors(out, configs)
-    for config in tqdm(configs, NAME, disable=None, unit="run"):
-        run_one(out / config.run_name, config, dataset)
+    run_sweep(
+        out,
+        NAME,
+        configs,
+        ["noise", "ratio", "seed"],
+        lambda folder, config: run_one(folder, config, dataset),
+    )
 
 
 def run_one(out: Path, config: NoiseRatioConfig, dataset: Dataset) -> None:
@@ -93,20 +92,11 @@ def run_one(out: Path, config: NoiseRatioConfig, dataset: Dataset) -> None:
         out: Folder of the run.
         config: What to run.
         dataset: The data set that `config.data` names.
-
-    Raises:
-        TraceError: If the folder holds a run of another configuration.
     """
-    content = {"study": NAME, **config.model_dump(mode="json")}
-    started = (out / "run.json").exists()
-    if started:
-        run = open_run(out)
-        if run.config != content:
-            raise TraceError(
-                f"{out} holds a run of another configuration. Give the study another --out."
-            )
-        if run.ended_cleanly:
-            return
+    content = content_of(NAME, config)
+    started = begun(out, content)
+    if started is None:
+        return
     chosen = np.random.default_rng(config.seed).permutation(len(dataset.y_train))
     chosen = chosen[: config.n_images]
     true = dataset.y_train[chosen].astype(np.int64)
@@ -168,15 +158,3 @@ def _evaluate(
     return record_accuracy(
         recorder, "train, noisy labels", predict(model, train_set), train_set.labels
     )
-
-
-def _write_factors(out: Path, configs: Iterable[NoiseRatioConfig]) -> None:
-    """Write `study.json`, or add the new levels to the one that is there."""
-    path = out / STUDY_FILE
-    known = read_json(path)["factors"] if path.exists() else {}
-    factors = {
-        name: sorted({*known.get(name, []), *(getattr(config, name) for config in configs)})
-        for name in ("noise", "ratio", "seed")
-    }
-    content = {"schema_version": SCHEMA_VERSION, "name": NAME, "factors": factors}
-    write_durably(out, STUDY_FILE, json.dumps(content, indent=2).encode())

@@ -14,15 +14,16 @@ from studies.lab.data import TensorData
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: plain SGD at a fixed rate.
+    """How a network is trained: plain SGD.
 
     Attributes:
         epochs: Epochs at most.
-        lr: Learning rate.
+        lr: Learning rate in the first epoch.
         momentum: Momentum.
         weight_decay: L2 penalty.
         batch_size: Samples per step.
         seed: Seed of the order of the samples.
+        lr_decay: Factor on the learning rate after each epoch; 1 keeps it fixed.
     """
 
     epochs: int
@@ -31,6 +32,7 @@ class Recipe:
     weight_decay: float = 0.0
     batch_size: int = 128
     seed: int = 0
+    lr_decay: float = 1.0
 
 
 def train(
@@ -60,6 +62,7 @@ def train(
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, recipe.lr_decay)
     ids = torch.arange(len(data)) if sample_ids is None else sample_ids
     generator = torch.Generator().manual_seed(recipe.seed)
     epochs = recorder.epochs(recipe.epochs)
@@ -74,6 +77,7 @@ def train(
             losses.mean().backward()  # type: ignore[no-untyped-call]  # untyped in torch
             optimizer.step()
             optimizer.zero_grad()
+        schedule.step()
         trained = epoch + 1
         if after_epoch(epoch):
             recorder.end_epoch()
