@@ -4,6 +4,7 @@ Each docstring says what to look for, and which table it draws. Epochs count fro
 trace; −1 stands for a measurement before training.
 """
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -200,6 +201,14 @@ def plot_data_map(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+_PER_PARAMETER = "tr F (nats² per squared unit of parameter)"
+_TRACES = {
+    "fisher_trace": ("Fisher trace (model labels)", _PER_PARAMETER),
+    "empirical_fisher_trace": ("Empirical Fisher trace (data labels)", _PER_PARAMETER),
+    "scale_free_fisher_trace": ("Scale-free Fisher trace (model labels)", "Σ w² F (nats²)"),
+}
+
+
 @in_house_style
 def plot_fisher_trace(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Fisher trace over epochs, in total and by block, with bands of ±1.96 standard errors.
@@ -208,15 +217,15 @@ def plot_fisher_trace(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     that takes over the trace late is where the remaining fitting happens.
 
     Args:
-        table: `run.scalars("fisher_trace")`, or of `empirical_fisher_trace`, which is titled as
-            such.
+        table: `run.scalars("fisher_trace")`, or of `empirical_fisher_trace` or
+            `scale_free_fisher_trace`, which are titled as such.
         ax: Axes to draw into; a new figure's by default.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: If the table holds both.
+        ValueError: If the table holds several of them.
     """
     ax = new_axes(ax)
     names = set(table["name"])
@@ -225,7 +234,6 @@ def plot_fisher_trace(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             f"plot_fisher_trace draws one kind of trace, but the table holds {', '.join(names)}. "
             "They are different quantities: draw each by itself."
         )
-    empirical = names == {"empirical_fisher_trace"}
     blocks = ["total", *(b for b in table["block"].unique() if b != "total")]
     ends = []
     for block, colour in zip(blocks, ("#222222", *CYCLE, *[GREY] * len(blocks)), strict=False):
@@ -237,9 +245,44 @@ def plot_fisher_trace(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ends.append(
             (epochs[-1], value[-1], block if block == "total" else f"layer {block}", colour)
         )
-    title = "Empirical Fisher trace (data labels)" if empirical else "Fisher trace (model labels)"
-    ax.set(title=title, ylabel="tr F (nats² per squared unit of parameter)")
+    title, unit = _TRACES[names.pop()] if names else _TRACES["fisher_trace"]
+    ax.set(title=title, ylabel=unit)
     ax.set_ylim(bottom=0)
+    _epoch_axis(ax)
+    label_lines(ax, ends)
+    return ax
+
+
+@in_house_style
+def plot_fisher_share(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Share of each block in the Fisher trace over epochs, the first layers at the bottom.
+
+    Look at where the mass moves: under a deficit it goes to the last layers (Achille et al.,
+    Sec. 3.2), and a layer that keeps most of it is where the data still change the network.
+
+    Args:
+        table: `run.scalars("fisher_share")`, blocks in the model's order.
+        ax: Axes to draw into; a new figure's by default.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    blocks = list(dict.fromkeys(table["block"]))
+    shares = table.pivot(index="epoch", columns="block", values="value")[blocks]
+    depths = np.linspace(0.1, 0.92, len(blocks))
+    colours = [mpl.colormaps["cividis"](depth) for depth in depths]
+    values = shares.to_numpy(dtype=float).T
+    ax.stackplot(shares.index, values, colors=colours, edgecolor="white", linewidth=0.5)
+    last = values[:, -1]
+    middles = np.cumsum(last) - last / 2
+    ends = [
+        (float(shares.index[-1]), middle, f"layer {block}", "#222222")
+        for block, middle, share in zip(blocks, middles, last, strict=True)
+        if share >= 0.03
+    ]
+    ax.set(title="Share of the Fisher trace by depth", ylabel="share of tr F", ylim=(0, 1))
+    ax.margins(x=0)
     _epoch_axis(ax)
     label_lines(ax, ends)
     return ax

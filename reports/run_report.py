@@ -25,6 +25,7 @@ from reports.figures import (
     plot_accuracy,
     plot_data_map,
     plot_detection_auc,
+    plot_fisher_share,
     plot_fisher_trace,
     plot_grad_norm,
     plot_loss,
@@ -269,18 +270,35 @@ def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
             "FisherTrace(data=probe_set) to the recorder's probes",
         ),
     ]
-    if (scalars["name"] == "empirical_fisher_trace").any():
-        panels.append(
-            panel(
-                "empirical_fisher_trace",
-                "Empirical Fisher trace over epochs",
-                ["empirical_fisher_trace"],
-                plot_fisher_trace,
-                "The same sum at the data's labels. Not an estimate of the Fisher trace: it "
-                "falls to zero as the labels are fitted, whatever the curvature.",
-                "",
-            )
-        )
+    optional: list[tuple[str, str, Callable[..., object], str]] = [
+        (
+            "fisher_share",
+            "Share of the Fisher trace by depth",
+            plot_fisher_share,
+            "First layers at the bottom. Where the mass sits is where the data still change the "
+            "network; it moves to the last layers when the first have settled, or cannot.",
+        ),
+        (
+            "scale_free_fisher_trace",
+            "Scale-free Fisher trace over epochs",
+            plot_fisher_trace,
+            "Σ w² F: what relative changes of the weights do to the outputs. Unlike the trace it "
+            "does not fall merely because weights before a normalisation grow.",
+        ),
+        (
+            "empirical_fisher_trace",
+            "Empirical Fisher trace over epochs",
+            plot_fisher_trace,
+            "The same sum at the data's labels. Not an estimate of the Fisher trace: it falls to "
+            "zero as the labels are fitted, whatever the curvature.",
+        ),
+    ]
+    recorded = set(scalars["name"])
+    panels += [
+        panel(name, title, [name], plot, caption, "")
+        for name, title, plot, caption in optional
+        if name in recorded
+    ]
     panels.append(
         panel(
             "weighted_gradient_share",

@@ -1,16 +1,24 @@
 """`write_report`: from a run or a study to an HTML file, and figures beside it if asked for."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from dynamics.datasets import Dataset, open_dataset
-from dynamics.traces import Run, Study
+from dynamics.traces import Run, Study, TraceError
+from reports.fisher_report import build_fisher_report
+from reports.noise_report import build_noise_report
 from reports.page import Page
 from reports.run_report import build_run_report
-from reports.study_report import build_study_report
 
 MAX_BYTES = 2_000_000
+
+STUDY_REPORTS: dict[str, Callable[[Study], Page]] = {
+    "noise-ratio": build_noise_report,
+    "fisher-trace": build_fisher_report,
+}
+"""What lays out the report of each kind of study, by its name."""
 
 
 def write_report(
@@ -46,6 +54,26 @@ def write_report(
     if figures is not None:
         page.write_figures(Path(figures))
     return path
+
+
+def build_study_report(study: Study) -> Page:
+    """Analyse a study and lay out its report.
+
+    Args:
+        study: A study of a kind that has a report.
+
+    Returns:
+        The page.
+
+    Raises:
+        TraceError: If there is no report for its kind, or none of its runs has ended.
+    """
+    if study.name not in STUDY_REPORTS:
+        raise TraceError(
+            f"There is no report for studies called {study.name!r}; there is one for "
+            f"{' and '.join(STUDY_REPORTS)}. Each of its runs has a report of its own."
+        )
+    return STUDY_REPORTS[study.name](study)
 
 
 def _find_dataset(run: Run, data: str | Path | None) -> Dataset | None:

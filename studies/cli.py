@@ -104,6 +104,37 @@ def study_noise_ratio(
         typer.echo(report.resolve())
 
 
+@study_app.command("fisher-trace")
+def study_fisher_trace(
+    out: Annotated[Path, typer.Option(help="Folder of the study; finished runs are kept.")],
+    data: Annotated[
+        str, typer.Option(help="digits, a folder of idx .gz files, or an .npz.")
+    ] = "digits",
+    setting: Annotated[
+        list[str], typer.Option(help="What to change against the reference; repeatable, or all.")
+    ] = ["reference"],  # noqa: B006 (typer's way)
+    seeds: Annotated[int, typer.Option(help="Runs per setting.", min=1)] = 5,
+    n_images: Annotated[int, typer.Option(help="Images trained on.", min=40)] = 6000,
+    epochs: Annotated[int, typer.Option(help="Epochs of each run.", min=1)] = 40,
+) -> None:
+    """Whether the Fisher trace rises to a peak and falls (Achille et al., ICLR 2019).
+
+    Trains a small CNN on clean labels until it fits them, and records the trace of the model's
+    Fisher and of the empirical one after every epoch. Stop it at any time: a second call goes on
+    where the first one stopped.
+    """
+    with _explained():
+        from dynamics import open_study
+        from reports import write_report
+        from studies.fisher_trace import run_study
+
+        run_study(out, data=data, settings=setting, seeds=seeds, n_images=n_images, epochs=epochs)
+        study = open_study(out)
+        report = write_report(study, out / "report.html", figures=out / "figures")
+        _print_plasticity(study)
+        typer.echo(report.resolve())
+
+
 @app.command()
 def report(
     path: Annotated[Path, typer.Argument(help="Folder of a run or a study.")],
@@ -172,6 +203,15 @@ def _print_noise_table(study: Any) -> None:
     columns += ["label_precision", "label_recall"]
     means = noise_table(study)[columns].groupby(["noise", "ratio"]).mean()
     typer.echo(means.round(3).to_string())
+
+
+def _print_plasticity(study: Any) -> None:
+    from dynamics.plasticity import plasticity_table, summarise_plasticity
+
+    columns = ["setting", "n", "n_rises_and_falls", "n_has_interior_peak", "n_falls"]
+    columns += ["peak_epoch", "last_over_peak", "empirical_last_over_peak", "test_accuracy"]
+    table = summarise_plasticity(plasticity_table(study))[columns]
+    typer.echo(table.round(3).to_string(index=False))
 
 
 def _one_line(value: object) -> str:

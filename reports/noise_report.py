@@ -25,7 +25,7 @@ TOLERANCE = 0.06
 """Deviation from the law that papers.md counts as reproduction at small scale."""
 
 
-def build_study_report(study: Study) -> Page:
+def build_noise_report(study: Study) -> Page:
     """Analyse a study and lay out its report.
 
     Args:
@@ -35,13 +35,8 @@ def build_study_report(study: Study) -> Page:
         The page.
 
     Raises:
-        TraceError: If the study is of a kind without a report, or none of its runs has ended.
+        TraceError: If none of its runs has ended.
     """
-    if study.name != "noise-ratio":
-        raise TraceError(
-            f"There is no report for studies called {study.name!r}; there is one for noise-ratio. "
-            "Each of its runs has a report of its own."
-        )
     runs = noise_table(study)
     if runs.empty:
         raise TraceError(f"No run of {study.path} has recorded anything yet.")

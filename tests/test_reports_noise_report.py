@@ -6,7 +6,7 @@ from recorded import law, noise_scalars, study_runs, write_study
 
 from dynamics.traces import TraceError
 from reports import write_report
-from reports.study_report import build_study_report
+from reports.write_report import build_study_report
 
 SYMMETRIC = ("symmetric",)
 
