@@ -7,7 +7,7 @@ from probes.errors import UnsupportedModelError
 from probes.fisher_estimate import FisherEstimate
 from probes.fisher_trace import FisherTrace, fisher_trace
 from probes.grad_norm import GradNorm
-from probes.probe import Probe, Scalar
+from probes.probe import Event, Probe, Scalar, Vector
 from probes.recorder import Recorder
 from probes.sample_ids import with_sample_ids
 from probes.sample_loss import SampleLoss
@@ -31,6 +31,8 @@ __all__ = [
     "fisher_trace",
     # writing a probe of one's own
     "Probe",
+    "Event",
     "Scalar",
+    "Vector",
     "UnsupportedModelError",
 ]

@@ -1,18 +1,25 @@
 """Reports: figures and self-contained HTML pages, drawn from traces. Needs no torch."""
 
 from reports.figures import (
-    plot_accuracy,
     plot_data_map,
     plot_detection_auc,
-    plot_fisher_share,
-    plot_fisher_trace,
     plot_grad_norm,
     plot_loss,
     plot_loss_mixture,
+)
+from reports.network_figures import (
+    plot_accuracy,
+    plot_fisher_share,
+    plot_fisher_trace,
     plot_predicted_frac,
     plot_weighted_gradient_share,
 )
-from reports.study_figures import plot_label_precision, plot_noise_law
+from reports.study_figures import (
+    plot_fall,
+    plot_fisher_runs,
+    plot_label_precision,
+    plot_noise_law,
+)
 from reports.write_report import write_report
 
 __all__ = [
@@ -22,6 +29,8 @@ __all__ = [
     "plot_accuracy",
     "plot_data_map",
     "plot_detection_auc",
+    "plot_fall",
+    "plot_fisher_runs",
     "plot_fisher_share",
     "plot_fisher_trace",
     "plot_grad_norm",

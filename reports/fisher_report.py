@@ -13,7 +13,7 @@ from dynamics.plasticity import (
     summarise_plasticity,
 )
 from dynamics.traces import Study, TraceError
-from reports.figures import plot_accuracy
+from reports.network_figures import plot_accuracy
 from reports.page import Cell, Page, PageTable, Panel, Section
 from reports.provenance import describe_provenance
 from reports.study_figures import plot_fall, plot_fisher_runs

@@ -22,14 +22,16 @@ from dynamics.label_noise import (
 from dynamics.summary import count_missing, summarise_epochs, summarise_samples
 from dynamics.traces import Run
 from reports.figures import (
-    plot_accuracy,
     plot_data_map,
     plot_detection_auc,
-    plot_fisher_share,
-    plot_fisher_trace,
     plot_grad_norm,
     plot_loss,
     plot_loss_mixture,
+)
+from reports.network_figures import (
+    plot_accuracy,
+    plot_fisher_share,
+    plot_fisher_trace,
     plot_predicted_frac,
     plot_weighted_gradient_share,
 )

@@ -127,7 +127,7 @@ def plot_fisher_runs(curves: pd.DataFrame, middle: pd.DataFrame, *, ax: Axes | N
                 values = run["value"].to_numpy(dtype=float)
                 top = int(np.nanargmax(values))
                 ax.plot(run["epoch"].to_numpy()[top], values[top], "o", color=colour, markersize=4)
-        bold = middle[middle["curve"] == curve]
+        bold = middle[(middle["curve"] == curve) & (middle["median"] > 0)]
         ax.plot(bold["epoch"], bold["median"], color=colour, linewidth=2)
         ends.append((bold["epoch"].iloc[-1], bold["median"].iloc[-1], name, colour))
     ax.set(
@@ -171,6 +171,7 @@ def plot_fall(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set(
         title="Fisher trace at the end, as a share of its peak",
         xlabel="last ÷ peak, ±1.96 standard errors (dashed: one half; grey: no interior peak)",
+        ylabel="setting",
         yticks=range(len(settings)),
         yticklabels=settings,
     )

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 PURPLE, ORANGE, SKY, GREY = "#AA4499", "#E69F00", "#56B4E9", "#666666"
@@ -124,6 +124,13 @@ def label_lines(ax: Axes, labels: Sequence[LineEnd]) -> None:
             fontsize=8,
             parse_math=False,
         )
+
+
+def epoch_axis(ax: Axes) -> None:
+    """Label an axis of epochs, with ticks at whole ones."""
+    ax.set_xlabel("epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.margins(x=0.01)
 
 
 def log_axis(ax: Axes, which: Literal["x", "y"]) -> None:

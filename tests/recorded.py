@@ -181,18 +181,38 @@ def noise_scalars(noisy, *, epoch=9, train=1.0, true=0.9, precision=0.9, recall=
     return [scalar(epoch, name, v, block, stderr=0.005) for (name, block), v in values.items()]
 
 
-def write_study(path, runs, *, name="noise-ratio"):
-    """A study of runs given as dicts: noise, ratio, seed, scalars, clean."""
+def write_study(path, runs, *, name="noise-ratio", factors=("noise", "ratio", "seed")):
+    """A study of runs given as dicts: the factors' levels, scalars, clean."""
     path.mkdir(parents=True)
-    factors = {f: sorted({run[f] for run in runs}) for f in ("noise", "ratio", "seed")}
-    content = {"schema_version": SCHEMA_VERSION, "name": name, "factors": factors}
+    levels = {f: sorted({run[f] for run in runs}) for f in factors}
+    content = {"schema_version": SCHEMA_VERSION, "name": name, "factors": levels}
     (path / "study.json").write_text(json.dumps(content), encoding="utf-8")
     for run in runs:
         config = {"study": name, **{f: run[f] for f in factors}}
         tables = {"scalars": run["scalars"], "roster": roster(np.arange(10), np.arange(10))}
-        folder = path / f"{run['noise']}-{run['ratio']:g}-seed{run['seed']}"
-        write_run(folder, tables, clean=run.get("clean", True), about=info(config=config))
+        named = {"ratio": "{:g}", "seed": "seed{}"}
+        folder = "-".join(named.get(f, "{}").format(run[f]) for f in factors)
+        about = info(config=config)
+        write_run(path / folder, tables, clean=run.get("clean", True), about=about)
     return open_study(path)
+
+
+def fisher_run(setting, seed, trace, empirical=None, train=None, *, stderr=0.1, clean=True):
+    """A run of a fisher-trace study: its curves from before training on."""
+    rows = []
+    for i, value in enumerate(trace):
+        rows.append(scalar(i - 1, "fisher_trace", value, stderr=stderr))
+        rows.append(scalar(i - 1, "fisher_trace", value / 2, "head.1", stderr=stderr))
+    for i, value in enumerate(empirical or []):
+        rows.append(scalar(i - 1, "empirical_fisher_trace", value, stderr=stderr))
+    for epoch, value in enumerate(train or []):
+        rows.append(scalar(epoch, "accuracy", value, "train", stderr=0.01))
+        rows.append(scalar(epoch, "accuracy", value / 2, "test", stderr=0.01))
+    return {"setting": setting, "seed": seed, "scalars": rows, "clean": clean}
+
+
+def write_fisher_study(path, runs):
+    return write_study(path, runs, name="fisher-trace", factors=("setting", "seed"))
 
 
 def study_runs(

@@ -22,7 +22,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAY_IMPORT = {
     "dynamics.traces": {"dynamics.traces", "numpy", "pandas", "pyarrow", "duckdb"},
     "dynamics": {"dynamics", "numpy", "pandas", "scipy", "sklearn"},
-    "probes": {"probes", "dynamics.traces", "torch", "numpy", "pandas"},
+    "probes": {"probes", "dynamics.traces", "torch", "numpy", "pandas", "tqdm"},
     "reports": {"reports", "dynamics", "numpy", "pandas", "matplotlib", "jinja2", "markupsafe"},
 }
 BACKPACK_FILE = "probes/engines/backpack.py"
@@ -148,9 +148,9 @@ PUBLIC = {
     dynamics.traces: "Run Study open_run open_study TraceWriter begin_attempt create_run "
     "SCHEMA_VERSION TABLES Status CorruptTraceError SchemaError StaleWriterError TraceError",
     probes: "Recorder with_sample_ids FisherTrace GradNorm SampleLoss WeightEffect Schedule every "
-    "FisherEstimate fisher_trace Probe Scalar UnsupportedModelError",
-    reports: "write_report plot_accuracy plot_data_map plot_detection_auc plot_fisher_trace "
-    "plot_grad_norm plot_label_precision plot_loss plot_loss_mixture plot_noise_law "
+    "FisherEstimate fisher_trace Probe Event Scalar Vector UnsupportedModelError",
+    reports: "write_report plot_accuracy plot_data_map plot_detection_auc plot_fall "
+    "plot_fisher_runs plot_fisher_share plot_fisher_trace plot_grad_norm plot_label_precision plot_loss plot_loss_mixture plot_noise_law "
     "plot_predicted_frac plot_weighted_gradient_share",
 }
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.scale import LogScale
 
 import reports
+from dynamics.plasticity import curves_over_seeds
 from reports.style import BLUE, VERMILION
 
 TESTS = Path(__file__).parent
@@ -81,12 +82,39 @@ def theory_table():
     return pd.DataFrame(columns)
 
 
+def fisher_curves():
+    """Two seeds, two curves, epochs −1 to 2; the second seed has twice the values."""
+    rows = []
+    for curve, values in (
+        ("fisher_trace", [1.0, 8.0, 4.0, 2.0]),
+        ("empirical_fisher_trace", [1.0, 4.0, 0.5, 0.0]),
+    ):
+        for seed in (0, 1):
+            for i, value in enumerate(values):
+                row = {"run": f"reference-{seed}", "setting": "reference", "seed": seed}
+                row |= {"curve": curve, "epoch": i - 1, "value": value * (1 + seed), "stderr": 0.1}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def fall_table():
+    columns = {"setting": ["reference", "reference", "wide"], "seed": [0, 1, 0]}
+    columns |= {"last_over_peak": [0.25, 0.4, 1.0], "last_over_peak_stderr": [0.01, 0.02, 0.1]}
+    return pd.DataFrame(columns | {"has_interior_peak": [True, True, False]})
+
+
+FISHER_SHARE = scalar_table(
+    "fisher_share", {"first": [0.2, 0.5], "second": [0.79, 0.48], "third": [0.01, 0.02]}
+)
 FISHER = scalar_table("fisher_trace", {"2": [0.5, 2.0, 1.0], "total": [1.0, 4.0, 2.0]})
 FRACTIONS = scalar_table("predicted_frac", {"test: class 0": [0.7, 0.2], "test: class 1": [0.3, 0]})
 TABLES = {
     "plot_accuracy": (scalar_table("accuracy", {"train": [0.5, 1.0], "test": [0.4, 0.8]}),),
     "plot_data_map": (map_table(),),
     "plot_detection_auc": (auc_table(),),
+    "plot_fall": (fall_table(),),
+    "plot_fisher_runs": (fisher_curves(), curves_over_seeds(fisher_curves())),
+    "plot_fisher_share": (FISHER_SHARE,),
     "plot_fisher_trace": (FISHER,),
     "plot_grad_norm": (quantile_table(),),
     "plot_label_precision": (noise_runs(), theory_table()),

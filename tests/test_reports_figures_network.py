@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
 from test_reports_figures import (
     FISHER,
     band_of,
     draw,
+    fisher_curves,
     law_curves,
     scalar_table,
     texts,
@@ -42,6 +44,44 @@ def test_the_two_fisher_traces_are_not_drawn_into_one_curve():
         return
     drawn = [y for line in ax.lines for y in line.get_ydata()]
     assert title_of(ax) != "Fisher trace (model labels)" or 9.0 not in drawn
+
+
+def test_the_scale_free_trace_is_titled_as_such():
+    ax = draw("plot_fisher_trace", FISHER.assign(name="scale_free_fisher_trace"))
+    assert title_of(ax) == "Scale-free Fisher trace (model labels)"
+    assert ax.get_ylabel() == "Σ w² F (nats²)"
+
+
+def test_shares_are_stacked_in_the_blocks_order_and_large_ones_named():
+    ax = draw("plot_fisher_share")
+    tops = [band_of(ax, i)[1] for i in range(3)]
+    np.testing.assert_allclose(tops, [[0.2, 0.5], [0.99, 0.98], [1.0, 1.0]])
+    assert sorted(texts(ax)) == ["layer first", "layer second"]
+
+
+def test_fisher_runs_are_one_line_a_seed_with_their_peak_and_the_median():
+    curves = fisher_curves()
+    ax = draw("plot_fisher_runs")
+    thin = [line for line in ax.lines if line.get_linewidth() < 1 and line.get_marker() == "None"]
+    expected = [
+        rows[rows["value"] > 0]["value"].tolist()
+        for _, rows in curves.groupby(["curve", "run"], sort=False)
+    ]
+    assert [list(line.get_ydata()) for line in thin] == expected
+    dots = [(*line.get_xdata(), *line.get_ydata()) for line in ax.lines if line.get_marker() == "o"]
+    assert dots == [(0, 8.0), (0, 16.0)]
+    bold = [list(line.get_ydata()) for line in ax.lines if line.get_linewidth() == 2]
+    assert bold == [[1.5, 12.0, 6.0, 3.0], [1.5, 6.0, 0.75]]
+
+
+def test_the_fall_has_a_point_a_run_and_grey_ones_without_a_peak():
+    ax = draw("plot_fall")
+    dots = [c for c in ax.collections if isinstance(c, PathCollection)]
+    points = np.concatenate([c.get_offsets() for c in dots])
+    np.testing.assert_allclose(points[:, 0], [0.25, 0.4, 1.0])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["reference", "wide"]
+    colours = [c.get_facecolor()[0].tolist() for c in dots]
+    assert colours[0] != colours[1]
 
 
 def test_accuracy_has_a_line_and_a_band_for_each_set():
