@@ -150,8 +150,9 @@ PUBLIC = {
     probes: "Recorder with_sample_ids FisherTrace GradNorm SampleLoss WeightEffect Schedule every "
     "FisherEstimate fisher_trace Probe Event Scalar Vector UnsupportedModelError",
     reports: "write_report plot_accuracy plot_data_map plot_detection_auc plot_fall "
-    "plot_fisher_runs plot_fisher_share plot_fisher_trace plot_grad_norm plot_label_precision plot_loss plot_loss_mixture plot_noise_law "
-    "plot_predicted_frac plot_weighted_gradient_share",
+    "plot_fisher_runs plot_fisher_share plot_fisher_trace plot_grad_norm plot_label_precision "
+    "plot_loss plot_loss_mixture plot_noise_law plot_predicted_frac "
+    "plot_weighted_gradient_share",
 }
 
 
