@@ -1,7 +1,7 @@
 """Per-sample gradient norms: in the training's own backward pass, or in an own one in eval mode."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -156,18 +156,19 @@ class GradNorm(Probe):
 
     def finish(self, batch: ObservedBatch) -> None:
         """Add the norms to the batch."""
-        norms_sq, variances = self._attached().take(batch)
-        if not norms_sq:
+        taken = self._attached().take(batch)
+        if taken is None:
             return
-        norm = torch.stack(list(norms_sq.values())).sum(0).sqrt()
+        norms_sq = torch.stack(list(taken.norms_sq.values())) / taken.scale
+        norm = norms_sq.sum(0).sqrt_()
         batch.columns["grad_norm"] = norm
         if self._kind == "sketch":
-            variance = sum(variances.values(), torch.zeros_like(norm))
-            batch.columns["grad_norm_stderr"] = variance.sqrt() / (2 * norm)
-            batch.columns["status"] |= int(Status.ESTIMATED)
+            variance = sum(taken.variances.values(), torch.zeros_like(norm))
+            batch.columns["grad_norm_stderr"] = variance.sqrt() / (2 * norm * taken.scale)
+            batch.bits |= Status.ESTIMATED
         if self._blocks:
-            for block, values in norms_sq.items():
-                batch.columns[f"grad_norm/{block}"] = values.sqrt()
+            for block, values in zip(taken.norms_sq, norms_sq.sqrt_(), strict=True):
+                batch.columns[f"grad_norm/{block}"] = values
 
     def describe(self) -> dict[str, object]:
         """What `run.json` says about the probe, with the coverage of its norms."""
@@ -184,6 +185,14 @@ class GradNorm(Probe):
         if self._taken is None:
             raise RuntimeError("GradNorm is not attached to a model; use it within a Recorder.")
         return self._taken
+
+
+class _Taken(NamedTuple):
+    """Squared norms and their variances by block, and the squared factor that is on them."""
+
+    norms_sq: dict[str, Tensor]
+    variances: dict[str, Tensor]
+    scale: Tensor | float
 
 
 class _RideAlong:
@@ -221,18 +230,16 @@ class _RideAlong:
         if batch in self._captures:
             self._engine.begin_backward(self._captures[batch])
 
-    def take(self, batch: ObservedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Squared norms and their variances by block, with the factors divided out."""
+    def take(self, batch: ObservedBatch) -> "_Taken | None":
         capture = self._captures.pop(batch, None)
         if capture is None or not batch.backward_done or batch.factor is None:
-            return {}, {}
+            return None
         problems = self._engine.finish(capture, len(batch))
         if problems:
             raise UnsupportedModelError.listing("GradNorm", problems, REMEDY)
         factor = batch.factor.to(torch.promote_types(batch.factor.dtype, torch.float32))
-        scale = torch.where(factor == 0, torch.nan, factor.square())
-        norms_sq = {block: values / scale for block, values in capture.norms_sq.items()}
-        return norms_sq, {block: v / scale.square() for block, v in capture.variances.items()}
+        scale = factor.square().masked_fill_(factor == 0, torch.nan)
+        return _Taken(capture.norms_sq, capture.variances, scale)
 
     def describe(self) -> dict[str, object]:
         return {"coverage": self._engine.coverage, "left_out": self._engine.problems}
@@ -293,8 +300,9 @@ class _OwnPass:
     def begin_backward(self, batch: ObservedBatch) -> None:
         """Nothing to do: the norms are there already."""
 
-    def take(self, batch: ObservedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return self._norms_sq.pop(batch, {}), {}
+    def take(self, batch: ObservedBatch) -> "_Taken | None":
+        norms_sq = self._norms_sq.pop(batch, None)
+        return None if norms_sq is None else _Taken(norms_sq, {}, 1.0)
 
     def describe(self) -> dict[str, object]:
         return {"coverage": 1.0, "left_out": []}
