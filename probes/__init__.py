@@ -4,7 +4,8 @@
 """
 
 from probes.errors import UnsupportedModelError
-from probes.fisher_trace import FisherEstimate, FisherTrace, fisher_trace
+from probes.fisher_estimate import FisherEstimate
+from probes.fisher_trace import FisherTrace, fisher_trace
 from probes.grad_norm import GradNorm
 from probes.probe import Probe, Scalar
 from probes.recorder import Recorder

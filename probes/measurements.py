@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from probes.probe import Probe, Scalar
+from probes.probe import Finding, Probe
 
 
 class Measurements:
@@ -51,17 +51,22 @@ class Measurements:
                 due.append(probe)
         return due
 
-    def take(self, due: Sequence[Probe], step: int) -> list[Scalar]:
+    def take(self, due: Sequence[Probe], step: int, epoch: int) -> list[Finding]:
         """Run probes; the others look away meanwhile.
 
         Args:
             due: The probes to run.
             step: Optimiser updates so far.
+            epoch: Epoch in progress or just ended.
 
         Returns:
-            Their values.
+            What they found.
         """
         for probe in self._probes:
             probe.pause()
         self._taken = {(probe, step) for probe in due}
-        return [scalar for probe in due for scalar in probe.measure(self._model, step=step)]
+        return [
+            finding
+            for probe in due
+            for finding in probe.measure(self._model, step=step, epoch=epoch)
+        ]

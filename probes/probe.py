@@ -13,12 +13,12 @@ extra-pass probes (`FisherTrace`, `WeightEffect`) return values from `measure`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from probes.batch import ObservedBatch
 from probes.schedule import Schedule
@@ -36,6 +36,27 @@ class Scalar:
     estimator: str | None = None
     label_source: str | None = None
     mode: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """One value for each entry of each parameter, kept as a file of the run."""
+
+    name: str
+    values: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something worth a row of `events`; fields as its columns."""
+
+    name: str
+    subject: str | None = None
+    detail: str | None = None
+
+
+Finding = Scalar | Vector | Event
+"""What a probe's own pass may return."""
 
 
 def scalar_columns(scalars: Sequence[Scalar]) -> dict[str, list[Any]]:
@@ -101,15 +122,16 @@ class Probe:
             batch: The batch, after its backward pass; `factor` is None if there was none.
         """
 
-    def measure(self, model: nn.Module, *, step: int) -> Iterable[Scalar]:
+    def measure(self, model: nn.Module, *, step: int, epoch: int) -> Iterable[Finding]:
         """Take an own pass over the model.
 
         Args:
             model: The network, not to be changed.
             step: Optimiser updates so far.
+            epoch: Epoch in progress or just ended; −1 before the first.
 
         Returns:
-            Values for the `scalars` table.
+            What was found.
         """
         return ()
 

@@ -56,6 +56,19 @@ class ProbeSet:
             labels = None if self.labels is None else self.labels[rows].to(device)
             yield self.inputs[rows].to(device), labels
 
+    def rows(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Some inputs and labels.
+
+        Args:
+            index: Which, shape (n,); repeats are fine.
+            device: Where the model is.
+
+        Returns:
+            Inputs, and labels or None.
+        """
+        labels = None if self.labels is None else self.labels[index].to(device)
+        return self.inputs[index].to(device), labels
+
 
 def _stack(data: Any, probe: str) -> tuple[Tensor, Tensor | None]:
     if isinstance(data, Tensor):

@@ -16,11 +16,11 @@ from dynamics.traces.layout import RUN_FILE, run_folder
 from dynamics.traces.resume import check_folder
 from probes.batch import ObservedBatch
 from probes.measurements import Measurements
-from probes.probe import Probe, Scalar, order_probes, scalar_columns
+from probes.probe import Event, Probe, Scalar, Vector, order_probes, scalar_columns
 from probes.roster import KnownIds, LabelLedger, check_roster
 from probes.run_info import describe_run
 from probes.scale import watch_factor
-from probes.staging import Staging
+from probes.staging import Staging, copy_to_host
 from probes.step_counter import StepCounter
 from probes.validation import check_batch
 
@@ -355,7 +355,16 @@ class Recorder:
 
     def _measure(self, due: Sequence[Probe]) -> None:
         if due:
-            self._write_scalars(self._measurements.take(due, self.step))
+            findings = self._measurements.take(due, self.step, self.epoch)
+            self._write_scalars([f for f in findings if isinstance(f, Scalar)])
+            for finding in findings:
+                if isinstance(finding, Event):
+                    self.event(finding.name, finding.subject, finding.detail)
+                elif isinstance(finding, Vector):
+                    arrive = copy_to_host(finding.values)
+                    self._trace().writer.append_vector(
+                        finding.name, arrive(), step=self.step, epoch=self.epoch
+                    )
             self._begin_step()
 
     def _write_scalars(self, scalars: list[Scalar]) -> None:

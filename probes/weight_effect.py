@@ -89,7 +89,7 @@ class WeightEffect(Probe):
             weighted = torch.where(weight == 0, torch.zeros_like(norm), weight * norm)
             self._gradients.add(weighted, batch.labels)
 
-    def measure(self, model: nn.Module, *, step: int) -> list[Scalar]:
+    def measure(self, model: nn.Module, *, step: int, epoch: int) -> list[Scalar]:
         """Close the epoch's sums and run the evaluation sets.
 
         Returns:

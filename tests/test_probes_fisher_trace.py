@@ -269,5 +269,5 @@ def test_every_k_epochs_and_every_k_steps(tmp_path):
 def test_measurements_draw_anew(tmp_path):
     case = build("mlp")
     probe = FisherTrace(every(steps=1), data=case.x)
-    values = [probe.measure(case.model, step=step)[0].value for step in (0, 1, 1)]
+    values = [probe.measure(case.model, step=step, epoch=0)[0].value for step in (0, 1, 1)]
     assert values[0] != values[1] == values[2]

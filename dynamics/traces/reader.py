@@ -26,6 +26,7 @@ from dynamics.traces.schema import (
     check_schema_version,
     unknown_column,
 )
+from dynamics.traces.vectors import VectorFile, list_vectors, read_vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,47 @@ class Run:
         """One row per sample, index `sample_id`: `label`, `true_label`, `group`."""
         table = self._read(TABLES["roster"]).to_pandas()
         return table.drop_duplicates("sample_id", keep="first").set_index("sample_id").sort_index()
+
+    def vectors(self) -> pd.DataFrame:
+        """Vectors of the run, in order: `name, step, epoch`. Read one with `vector`."""
+        files = self._live_vectors()
+        rows = [{"name": f.name, "step": f.step, "epoch": f.epoch} for f in files]
+        return pd.DataFrame(rows, columns=["name", "step", "epoch"])
+
+    def vector(self, name: str, *, epoch: int | None = None) -> dict[str, np.ndarray]:
+        """A vector over the parameters, such as the diagonal of the Fisher.
+
+        Args:
+            name: Which, such as fisher_diagonal.
+            epoch: The last one taken in or after this epoch; the last of all by default.
+
+        Returns:
+            One array for each parameter, shaped like it.
+
+        Raises:
+            TraceError: If the run has no such vector.
+            CorruptTraceError: If its file is damaged.
+        """
+        files = [f for f in self._live_vectors() if f.name == name]
+        wanted = [f for f in files if epoch is None or f.epoch == epoch]
+        if not wanted:
+            there = ", ".join(str(f.epoch) for f in files) or "none"
+            raise TraceError(
+                f"{self.path} has no vector {name!r}{'' if epoch is None else f' of epoch {epoch}'}"
+                f"; recorded epochs: {there}. Record it with FisherTrace(..., "
+                "diagonal=every(epochs=k))."
+            )
+        return read_vector(wanted[-1])
+
+    def _live_vectors(self) -> list[VectorFile]:
+        return [
+            file
+            for file in list_vectors(self.path)
+            if all(
+                (file.step, file.epoch) < fence
+                for fence in fences_over(file.attempt, self.attempts)
+            )
+        ]
 
     def parts(self, table: str) -> list[Part]:
         """Files of a table, in the order in which they were recorded."""

@@ -29,6 +29,7 @@ from dynamics.traces.rows import (
     to_arrow,
 )
 from dynamics.traces.schema import TABLES, Status, Table
+from dynamics.traces.vectors import encode_vector, write_vector
 
 _KEPT = "The rows stay in memory until the writer closes; the next flush that succeeds writes them."
 _REFUSED = "The rows given were refused and are not recorded."
@@ -62,6 +63,7 @@ class TraceWriter:
         self._buffers: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
         self._sequences = dict.fromkeys(TABLES, 0)
         self._rows = dict.fromkeys(TABLES, 0)
+        self._vectors: list[tuple[str, int, int, bytes]] = []
         self._occurrences = OccurrenceCounter()
         self._last_cut = time.monotonic()
         self._failure: tuple[BaseException, str] | None = None
@@ -92,6 +94,27 @@ class TraceWriter:
         """
         self._raise_failure()
         self._put(lambda: self._try(lambda: self._take(rows()), _REFUSED))
+
+    def append_vector(
+        self, name: str, values: Mapping[str, np.ndarray], *, step: int, epoch: int
+    ) -> None:
+        """Queue a vector: one value for each entry of each parameter.
+
+        Args:
+            name: What it is, such as fisher_diagonal.
+            values: One array for each parameter; not to be changed from now on.
+            step: Optimiser updates so far.
+            epoch: Epoch in progress or just ended.
+
+        Raises:
+            TraceError: If the writer is closed, or earlier rows were refused or not written.
+        """
+        self._raise_failure()
+
+        def encode() -> None:
+            self._vectors.append((name, step, epoch, encode_vector(values)))
+
+        self._put(lambda: self._try(encode, _REFUSED))
 
     def seen(self, epoch: int, sample_ids: np.ndarray) -> None:
         """Tell the writer which samples an earlier attempt saw in the epoch that goes on now.
@@ -221,6 +244,18 @@ class TraceWriter:
         for name, table in TABLES.items():
             if self._buffers[name]:
                 self._cut_table(table)
+        while self._vectors:
+            name, step, epoch, data = self._vectors[0]
+            write_vector(
+                self.folder,
+                name,
+                data,
+                attempt=self.attempt,
+                rank=self.rank,
+                step=step,
+                epoch=epoch,
+            )
+            del self._vectors[0]
         self._last_cut = time.monotonic()
 
     def _cut_table(self, table: Table) -> None:

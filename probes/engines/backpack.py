@@ -22,6 +22,7 @@ import torch
 from backpack.extensions import BatchL2Grad
 from backpack.extensions.firstorder.base import FirstOrderModuleExtension
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.hooks import RemovableHandle
@@ -105,11 +106,14 @@ class BackpackEngine:
         problems: One line for each part of the model for which norms would be meaningless.
         mixing: Those of them that spoil the norms of other layers too.
         coverage: Share of the trainable parameters that the norms are taken over.
+        edges: Places in the graph where the layers' gradients arrive, of the forward passes since
+            the list was put there; None while nobody asks for them.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self.armed = False
+        self.edges: list[GradientEdge] | None = None
         self._rule = complete_batch_l2()
         self._handles: list[RemovableHandle] = []
         self._forward: NormCapture | None = None
@@ -134,6 +138,16 @@ class BackpackEngine:
         }
         total = sum(map(_size, self._names))
         self.coverage = sum(map(_size, covered)) / total if total else 0.0
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the self-test of every parameter is over."""
+        return self._owners.keys() <= self._verified
+
+    @property
+    def block_of(self) -> dict[nn.Parameter, str]:
+        """Block that each trainable parameter counts in."""
+        return {self._parameters[name]: unit.block for name, unit in self._owners.items()}
 
     @property
     def blocks(self) -> list[str]:
@@ -224,6 +238,8 @@ class BackpackEngine:
         inputs = tuple(_detached(v) for v in args), {k: _detached(v) for k, v in kwargs.items()}
         # The hook must not hold `output` itself: the cycle through its graph is never collected.
         first.register_hook(functools.partial(self._at_output, capture, unit, inputs))
+        if self.edges is not None:
+            self.edges.append(get_gradient_edge(first))
         problem = f"`{unit.block}` passes a gradient on through more than its first output"
         for other in _tensors(others):
             if other.requires_grad:
@@ -299,13 +315,19 @@ class BackpackEngine:
             for parameter, places in together.items():
                 total = functools.reduce(torch.add, (gradients[id(u)][k] for k, u in places))
                 block = self._owners[self._names[parameter]].block
-                square = total.reshape(len(total), -1).square().sum(1)
+                square = self._square(capture, parameter, rows, total)
                 squares[block] = squares[block] + square if block in squares else square
                 if self._names[parameter] not in self._verified:
                     self._explain(capture, parameter, total.sum(0))
             for block, square in squares.items():
                 parts[block].append(square)
         capture.norms_sq |= {block: torch.cat(part) for block, part in parts.items()}
+
+    def _square(
+        self, capture: NormCapture, parameter: nn.Parameter, rows: slice, gradients: Tensor
+    ) -> Tensor:
+        """Squared norms of the gradients of some samples, where those have been formed."""
+        return gradients.reshape(len(gradients), -1).square().sum(1)
 
     def _verify(self, capture: NormCapture) -> list[str]:
         """Compare what the hooks have seen with the gradients that training got."""

@@ -12,6 +12,7 @@ transposed convolutions and other padding modes fail or ignore them, the one for
 a padding index, and none of them chooses a route.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ MEMORY_BUDGET = 64 * 2**20
 """Bytes that per-sample gradients of one layer may take at a time."""
 
 ParameterRule = Callable[[Any, Tensor, Tensor], Tensor]
-"""Layer, input and output gradient, each (N, ...), to squared norms of one parameter, (N,)."""
+"""Layer, input and output gradient, each (N, ...), to something of one parameter per sample."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -185,36 +186,36 @@ def unfold(layer: nn.Conv2d, source: Tensor) -> Tensor:
 
 
 def channel_bias(layer: nn.Module, source: Tensor, grad: Tensor) -> Tensor:
-    """Bias with one entry per channel, the second axis."""
-    return row_norms(grad.flatten(2).sum(2) if grad.dim() > 2 else grad).square_()
+    """Gradient of a bias with one entry per channel, the second axis."""
+    return grad.flatten(2).sum(2) if grad.dim() > 2 else grad
 
 
 def feature_bias(layer: nn.Module, source: Tensor, grad: Tensor) -> Tensor:
-    """Bias with one entry per feature, the last axis."""
-    return row_norms(grad.flatten(1, -2).sum(1) if grad.dim() > 2 else grad).square_()
+    """Gradient of a bias with one entry per feature, the last axis."""
+    return grad.flatten(1, -2).sum(1) if grad.dim() > 2 else grad
 
 
 def channel_scale(layer: Any, source: Tensor, grad: Tensor) -> Tensor:
-    """Scale with one entry per channel: group and instance normalisation."""
+    """Gradient of a scale with one entry per channel: group and instance normalisation."""
     return channel_bias(layer, source, grad * _normalised(layer, source))
 
 
 def batch_norm_scale(layer: Any, source: Tensor, grad: Tensor) -> Tensor:
-    """Scale of batch normalisation in eval mode: (Σ g·x − μ Σ g)/σ, without forming x̂."""
+    """Gradient of BatchNorm's scale in eval mode: (Σ g·x − μ Σ g)/σ, without forming x̂."""
     left, right = grad.reshape(*grad.shape[:2], -1), source.reshape(*source.shape[:2], -1)
     products = torch.einsum("ncl,ncl->nc", left, right)
     centred = products - layer.running_mean * left.sum(2)
-    return row_norms(centred * torch.rsqrt(layer.running_var + layer.eps)).square_()
+    return centred * torch.rsqrt(layer.running_var + layer.eps)
 
 
 def shape_bias(layer: Any, source: Tensor, grad: Tensor) -> Tensor:
-    """Bias with the shape of the last axes: layer normalisation."""
+    """Gradient of a bias with the shape of the last axes: layer normalisation."""
     n, inner = len(grad), layer.weight.dim()
-    return row_norms(grad.reshape(n, -1, *grad.shape[grad.dim() - inner :]).sum(1)).square_()
+    return grad.reshape(n, -1, *grad.shape[grad.dim() - inner :]).sum(1)
 
 
 def shape_scale(layer: Any, source: Tensor, grad: Tensor) -> Tensor:
-    """Scale with the shape of the last axes: layer and root-mean-square normalisation."""
+    """Gradient of a scale with the shape of the last axes: layer and RMS normalisation."""
     return shape_bias(layer, source, grad * _normalised(layer, source))
 
 
@@ -231,19 +232,16 @@ def _normalised(layer: Any, source: Tensor) -> Tensor:
 
 
 def prelu_weight(layer: nn.PReLU, source: Tensor, grad: Tensor) -> Tensor:
-    """Slope of a PReLU: one for all, or one per channel."""
+    """Gradient of the slope of a PReLU: one for all, or one per channel."""
     slope = grad * source.clamp(max=0)
     if layer.num_parameters == 1:
-        return slope.flatten(1).sum(1).square()
+        return slope.flatten(1).sum(1, keepdim=True)
     return channel_bias(layer, source, slope)
 
 
-RULES: dict[type[nn.Module], dict[str, ParameterRule]] = {
-    nn.Linear: {"weight": linear_weight, "bias": feature_bias},
-    nn.Embedding: {"weight": embedding_weight},
-    **{
-        kind: {"weight": conv_weight, "bias": channel_bias} for kind in (*CONVOLUTIONS, *TRANSPOSED)
-    },
+GRADIENTS: dict[type[nn.Module], dict[str, ParameterRule]] = {
+    nn.Linear: {"bias": feature_bias},
+    **{kind: {"bias": channel_bias} for kind in (*CONVOLUTIONS, *TRANSPOSED)},
     **{
         kind: {"weight": channel_scale, "bias": channel_bias}
         for kind in (*INSTANCE_NORMS, nn.GroupNorm)
@@ -253,4 +251,19 @@ RULES: dict[type[nn.Module], dict[str, ParameterRule]] = {
     nn.RMSNorm: {"weight": shape_scale},
     nn.PReLU: {"weight": prelu_weight},
 }
-"""Rule for each parameter of each kind of layer."""
+"""Rule for the per-sample gradient itself, (N, *shape), of each parameter that is a vector."""
+
+
+def _squared(gradient: ParameterRule, layer: Any, source: Tensor, grad: Tensor) -> Tensor:
+    return row_norms(gradient(layer, source, grad)).square_()
+
+
+RULES: dict[type[nn.Module], dict[str, ParameterRule]] = {
+    kind: {name: functools.partial(_squared, rule) for name, rule in gradients.items()}
+    for kind, gradients in GRADIENTS.items()
+}
+"""Rule for the squared norm, (N,), of each parameter of each kind of layer."""
+for kind in (*CONVOLUTIONS, *TRANSPOSED):
+    RULES[kind]["weight"] = conv_weight
+RULES[nn.Linear]["weight"] = linear_weight
+RULES[nn.Embedding] = {"weight": embedding_weight}

@@ -1,0 +1,154 @@
+"""Vectors of a run: one value for each entry of each parameter, such as a diagonal of the Fisher.
+
+Each is a file of its own, as durable as a part: one column of values, all parameters one after
+another, and in the footer their names and shapes. The name says when it was taken, and its hash.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dynamics.traces.errors import CorruptTraceError, SchemaError
+from dynamics.traces.layout import content_hash, write_durably
+from dynamics.traces.schema import SCHEMA_VERSION, check_schema_version
+
+VECTORS = "vectors"
+"""Folder of a run that holds its vectors."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_FILE_NAME = re.compile(
+    r"([a-z][a-z0-9_]{0,63})-(\d{4,9})-(\d{1,18})-epoch(-?\d{1,9})-([0-9a-f]{16})\.parquet"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFile:
+    """A vector's file, and what its name says about it."""
+
+    name: str
+    attempt: int
+    step: int
+    epoch: int
+    content_hash: str
+    path: Path
+
+
+def encode_vector(values: Mapping[str, np.ndarray]) -> bytes:
+    """A vector as the bytes of a Parquet file.
+
+    Args:
+        values: One array for each parameter.
+
+    Returns:
+        The file's content: column `value`, float32; non-finite values are missing.
+    """
+    arrays = {name: np.asarray(array, dtype=np.float32) for name, array in values.items()}
+    flat = np.concatenate([a.reshape(-1) for a in arrays.values()] or [np.empty(0, np.float32)])
+    column = pa.array(flat, mask=~np.isfinite(flat))
+    shapes = [[name, list(array.shape)] for name, array in arrays.items()]
+    metadata = {"schema_version": SCHEMA_VERSION, "parameters": json.dumps(shapes)}
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.table({"value": column}).replace_schema_metadata(metadata),
+        sink,
+        compression="zstd",
+        use_dictionary=False,
+        column_encoding={"value": "BYTE_STREAM_SPLIT"},
+        write_page_checksum=True,
+    )
+    return bytes(sink.getvalue())
+
+
+def write_vector(
+    folder: Path, name: str, data: bytes, *, attempt: int, rank: int, step: int, epoch: int
+) -> None:
+    """Write an encoded vector into a run.
+
+    Args:
+        folder: Folder of the run.
+        name: What it is: lower-case letters, digits and `_`.
+        data: What `encode_vector` returned.
+        attempt: Attempt that writes.
+        rank: Rank that writes.
+        step: Optimiser updates so far.
+        epoch: Epoch in progress or just ended.
+
+    Raises:
+        SchemaError: If the name is not of that form.
+    """
+    if not _NAME.fullmatch(name):
+        raise SchemaError(
+            f"{name!r} cannot be the name of a vector: use lower-case letters, digits and '_', "
+            "starting with a letter, at most 64."
+        )
+    place = folder / VECTORS / f"rank-{rank:05d}"
+    place.mkdir(parents=True, exist_ok=True)
+    file = f"{name}-{attempt:04d}-{step}-epoch{epoch}-{content_hash(data)}.parquet"
+    write_durably(place, file, data)
+
+
+def list_vectors(folder: Path) -> list[VectorFile]:
+    """Vectors of a run, replaced ones included, in the order in which they were taken.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The files.
+    """
+    found = []
+    for path in (folder / VECTORS).glob("rank-*/*.parquet"):
+        match = _FILE_NAME.fullmatch(path.name)
+        if match is not None and not path.is_symlink():
+            name, attempt, step, epoch, digest = match.groups()
+            found.append(VectorFile(name, int(attempt), int(step), int(epoch), digest, path))
+    return sorted(found, key=lambda file: (file.step, file.epoch, file.attempt, file.name))
+
+
+def read_vector(file: VectorFile) -> dict[str, np.ndarray]:
+    """Read a vector after comparing its bytes with the hash in its name.
+
+    Args:
+        file: Which.
+
+    Returns:
+        One array for each parameter, shaped like it; missing values are NaN.
+
+    Raises:
+        CorruptTraceError: If the file is damaged.
+    """
+    data = file.path.read_bytes()
+    if content_hash(data) != file.content_hash:
+        raise CorruptTraceError(
+            f"{file.path} is damaged: its bytes do not hash to {file.content_hash}. Restore the "
+            "file from a copy, or delete it; the rest of the run does not need it."
+        )
+    try:
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        metadata = table.schema.metadata or {}
+        shapes = json.loads(metadata[b"parameters"])
+        values = table["value"].to_numpy().astype(np.float32, copy=False)
+        check_schema_version(metadata[b"schema_version"].decode(), str(file.path))
+        return _split(values, shapes)
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError) as error:
+        if isinstance(error, SchemaError):
+            raise
+        raise CorruptTraceError(f"{file.path} is not a vector's file: {error}.") from None
+
+
+def _split(values: np.ndarray, shapes: Sequence[Any]) -> dict[str, np.ndarray]:
+    sizes = [math.prod(shape) for _, shape in shapes]
+    if sum(sizes) != len(values):
+        raise ValueError(f"shapes hold {sum(sizes)} values, the column {len(values)}")
+    parts = np.split(values, np.cumsum(sizes)[:-1]) if shapes else []
+    return {
+        str(name): part.reshape(shape) for (name, shape), part in zip(shapes, parts, strict=True)
+    }

@@ -1,0 +1,229 @@
+"""What a Fisher trace is estimated from, and the estimate with its standard errors.
+
+Each estimator ends in a table of values: one row per input, draw or batch, one column per block.
+The trace is their mean. Shares are ratios of means, whose errors are those of the linearised
+residuals, so the same rows give every standard error.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from torch import Tensor
+
+Kind = Literal["exact", "mc", "batch", "empirical"]
+"""How a trace is estimated; `fisher_trace` defines them."""
+
+
+@dataclass(frozen=True, slots=True)
+class FisherEstimate:
+    """An estimated trace, in total or of one block.
+
+    Attributes:
+        value: The trace, in nats² per squared unit of parameter, averaged over the probe set.
+        stderr: Its standard error as an estimate for the inputs that the probe set was drawn from.
+        draw_stderr: The part of it that more draws on the same probe set would remove; 0 for
+            `exact` and `empirical`. Differences between two networks on one probe set have no
+            other error.
+        n: Inputs in the probe set.
+        n_draws: Draws that the value rests on, or None where nothing is drawn.
+        kind: Estimator.
+        share: Share of the total trace.
+        share_stderr: Its standard error, as `stderr`.
+        weight_norm_sq: ‖w‖² of the trainable parameters.
+        scale_free: Σ_j w_j² F_jj, unchanged when the layer is rescaled under BatchNorm; NaN for
+            `batch`, which sees no single entry squared before it is averaged.
+        scale_free_stderr: Its standard error.
+        noise_scale: Gradient noise scale tr Σ / ‖G‖² in samples; NaN unless `empirical`.
+        snr: Its inverse ‖G‖² / tr Σ, which may come out below 0 where noise hides the gradient.
+        target_met: Whether `draw_stderr` reached the target; None where none was set.
+        blocks: The same for each block's parameters; their values add up to `value`.
+        diagonal: Diagonal of the Fisher matrix by parameter, shaped like it, if asked for.
+        parameter_snr: Mean over parameters of ḡ_j² / Var g_j; NaN unless `empirical` with the
+            diagonal.
+    """
+
+    value: float
+    stderr: float
+    n: int
+    kind: Kind
+    draw_stderr: float = 0.0
+    n_draws: int | None = None
+    share: float = 1.0
+    share_stderr: float = 0.0
+    weight_norm_sq: float = math.nan
+    scale_free: float = math.nan
+    scale_free_stderr: float = math.nan
+    noise_scale: float = math.nan
+    snr: float = math.nan
+    target_met: bool | None = None
+    blocks: "dict[str, FisherEstimate]" = field(default_factory=dict)
+    diagonal: dict[str, Tensor] = field(default_factory=dict)
+    parameter_snr: float = math.nan
+
+
+class Values(Protocol):
+    """A table of values whose mean is the estimate; columns are blocks."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The values, shape (rows, blocks)."""
+
+    def mean(self, column: np.ndarray) -> float:
+        """The estimate that a column stands for."""
+
+    def variances(self, column: np.ndarray) -> tuple[float, float]:
+        """Squared standard error of the mean, in all and of the draws alone."""
+
+
+@dataclass(frozen=True)
+class InputValues:
+    """One row per input of the probe set: `exact` and `empirical`."""
+
+    rows: np.ndarray
+
+    def mean(self, column: np.ndarray) -> float:
+        """Mean over the inputs."""
+        return float(column.mean())
+
+    def variances(self, column: np.ndarray) -> tuple[float, float]:
+        """Over the inputs; there are no draws."""
+        return (float(column.var(ddof=1)) / len(column) if len(column) > 1 else math.nan), 0.0
+
+
+@dataclass(frozen=True)
+class BatchValues:
+    """One row per batch: `batch`. A batch's value has both its inputs' and its draws' variance."""
+
+    rows: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def n_draws(self) -> int:
+        """Inputs passed."""
+        return int(self.sizes.sum())
+
+    def mean(self, column: np.ndarray) -> float:
+        """Mean over the batches, by their sizes."""
+        return float(np.average(column, weights=self.sizes))
+
+    def variances(self, column: np.ndarray) -> tuple[float, float]:
+        """From the spread between batches."""
+        if len(column) < 2:
+            return math.nan, math.nan
+        shares = self.sizes / self.sizes.sum()
+        residuals = column - self.mean(column)
+        variance = (shares**2 * residuals**2).sum() / (1 - (shares**2).sum())
+        return float(variance), float(variance)
+
+
+@dataclass(frozen=True)
+class DrawValues:
+    """One row per draw of an input and a direction: `mc`.
+
+    Inputs are drawn in proportion to tr H_i, in rounds of strata with two draws each, so a round's
+    variance is read off the differences within its pairs (rows 2k and 2k + 1).
+
+    Attributes:
+        rows: ‖Jᵀv̂‖² of each draw, with v̂ of unit length.
+        traces: tr H of each draw's input.
+        mean_trace: Mean of tr H over the probe set.
+        n: Inputs in the probe set.
+    """
+
+    rows: np.ndarray
+    traces: np.ndarray
+    mean_trace: float
+    n: int
+
+    @property
+    def n_draws(self) -> int:
+        """Inputs passed."""
+        return len(self.rows)
+
+    def mean(self, column: np.ndarray) -> float:
+        """Mean of tr H over the inputs times the mean over the draws."""
+        return self.mean_trace * float(column.mean())
+
+    def variances(self, column: np.ndarray) -> tuple[float, float]:
+        """Between the pairs' members, and with the spread of single inputs' traces."""
+        m, mean = len(column), self.mean(column)
+        drawn = self.mean_trace**2 * float(((column[::2] - column[1::2]) ** 2).sum()) / m**2
+        second = self.mean_trace * float((self.traces * column**2).mean())
+        # The second moment holds the variance of the directions too: on the careful side.
+        return drawn + max(second - mean**2, 0.0) / self.n, drawn
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that a pass over the probe set found.
+
+    Attributes:
+        blocks: Names of the blocks, in the model's order.
+        values: Squared norms.
+        scale_free: Σ_j w_j² g_ij² in the same rows; None for `batch`.
+        weight_norms_sq: ‖w‖² of each block.
+        n: Inputs in the probe set.
+        n_draws: Draws, if any.
+        target_met: Whether the target was met, if there was one.
+    """
+
+    blocks: Sequence[str]
+    values: Values
+    scale_free: np.ndarray | None
+    weight_norms_sq: Sequence[float]
+    n: int
+    n_draws: int | None = None
+    target_met: bool | None = None
+
+    def estimate(self, kind: Kind) -> FisherEstimate:
+        """The estimates of all blocks and of their total.
+
+        Args:
+            kind: Estimator that the values came from.
+
+        Returns:
+            The total, with the blocks in it.
+        """
+        total = self.values.rows.sum(1)
+        blocks = {
+            block: self._one(kind, index, self.values.rows[:, index], total)
+            for index, block in enumerate(self.blocks)
+        }
+        return self._one(kind, None, total, total, blocks)
+
+    def _one(
+        self,
+        kind: Kind,
+        index: int | None,
+        column: np.ndarray,
+        total: np.ndarray,
+        blocks: dict[str, FisherEstimate] | None = None,
+    ) -> FisherEstimate:
+        variance, drawn = self.values.variances(column)
+        value, whole = self.values.mean(column), self.values.mean(total)
+        share = value / whole if whole else math.nan
+        residual_variance, _ = self.values.variances(column - share * total)
+        scale_free, scale_free_variance = math.nan, math.nan
+        if self.scale_free is not None:
+            sums = self.scale_free.sum(1) if index is None else self.scale_free[:, index]
+            scale_free = self.values.mean(sums)
+            scale_free_variance, _ = self.values.variances(sums)
+        norms = self.weight_norms_sq
+        return FisherEstimate(
+            value=value,
+            stderr=math.sqrt(variance),
+            n=self.n,
+            kind=kind,
+            draw_stderr=math.sqrt(drawn),
+            n_draws=self.n_draws,
+            share=share,
+            share_stderr=math.sqrt(residual_variance) / whole if whole else math.nan,
+            weight_norm_sq=sum(norms) if index is None else norms[index],
+            scale_free=scale_free,
+            scale_free_stderr=math.sqrt(scale_free_variance),
+            target_met=self.target_met,
+            blocks=blocks or {},
+        )

@@ -1,0 +1,245 @@
+"""The four estimators of a Fisher trace: exact, mc, batch and empirical, each one pass of its own.
+
+All take squared norms of gradients of ⟨v, z⟩ for some vectors v at the outputs z; they differ in
+which vectors, for which inputs, and whether the norms are per sample or of a batch.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from probes.engines.extra_pass import extra_pass
+from probes.engines.second_moments import SecondMomentEngine
+from probes.engines.units import find_problems, find_units
+from probes.errors import UnsupportedModelError
+from probes.fisher_estimate import (
+    BatchValues,
+    DrawValues,
+    FisherEstimate,
+    InputValues,
+    Kind,
+    Measured,
+)
+from probes.fisher_passes import Passes, block_norms_sq
+from probes.likelihood import OutputFisher
+from probes.neutral import neutral
+from probes.probe_set import ProbeSet
+
+_BUDGET = 1024
+_PILOT = 64
+"""Draws before the first look at the error: fewer would not tell it well enough to stop."""
+
+_REMEDY = (
+    "The Fisher trace needs every trainable parameter; freeze or replace these layers, or take "
+    "kind='batch', which needs no per-sample gradients."
+)
+_MIXING_REMEDY = "Give these layers running statistics, freeze them, or replace them."
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to estimate on which data: the arguments of `fisher_trace`, checked."""
+
+    model: nn.Module
+    data: ProbeSet
+    kind: Kind
+    output: OutputFisher
+    target_stderr: float | None
+    draws: int | None
+    batch_size: int
+    seed: int
+    diagonal: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def generator(self) -> torch.Generator:
+        """Randomness of the drawn vectors, on the model's device."""
+        return torch.Generator(self.device).manual_seed(self.seed)
+
+    def still_to_draw(self, values: DrawValues | BatchValues, budget: int) -> int:
+        """How many more draws the target asks for, as far as the error is known; even."""
+        done, error = values.n_draws, _relative_error(values)
+        if self.target_stderr is None or done >= budget or error <= self.target_stderr:
+            return 0
+        needed = 1.1 * done * (error / self.target_stderr) ** 2 if math.isfinite(error) else budget
+        return int(min(max(needed - done, _PILOT // 2), budget - done)) // 2 * 2
+
+    def is_met(self, values: DrawValues | BatchValues) -> bool | None:
+        """Whether the target was reached; None if there is none."""
+        target = self.target_stderr
+        return None if target is None else _relative_error(values) <= target
+
+
+def estimate(plan: Plan) -> FisherEstimate:
+    """Run the estimator that the plan names.
+
+    Args:
+        plan: What to estimate.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        UnsupportedModelError: If a layer has no exact per-sample rule; all of them are named.
+    """
+    if plan.kind == "batch":
+        return _batch(plan)
+    build = functools.partial(SecondMomentEngine, diagonal=plan.diagonal)
+    with extra_pass(plan.model, probe="FisherTrace", remedy=_REMEDY, build=build) as own_pass:
+        passes = Passes(plan.model, own_pass)
+        return {"exact": _exact, "mc": _mc, "empirical": _empirical}[plan.kind](plan, passes)
+
+
+def _exact(plan: Plan, passes: Passes) -> FisherEstimate:
+    parts = []
+    n_batches = math.ceil(len(plan.data) / plan.batch_size)
+    batches = plan.data.batches(plan.batch_size, plan.device)
+    for inputs, labels in tqdm(batches, "exact Fisher", n_batches, disable=None, leave=False):
+        output, capture = passes.forward(inputs)
+        rows = np.zeros((2, len(inputs), len(passes.blocks)))
+        for vectors in plan.output.columns(output.detach(), _mask(labels)):
+            rows += passes.backward(capture, _along(output, vectors), retain_graph=True)
+        parts.append(rows)
+    return passes.estimate(plan.kind, InputValues, np.concatenate(parts, axis=1))
+
+
+def _empirical(plan: Plan, passes: Passes) -> FisherEstimate:
+    parts = []
+    for inputs, labels in plan.data.batches(plan.batch_size, plan.device):
+        assert labels is not None  # noqa: S101 (checked by fisher_trace)
+        output, capture = passes.forward(inputs)
+        scores = plan.output.log_likelihood(output, labels)
+        parts.append(passes.backward(capture, scores, gradient=True))
+    estimate = passes.estimate(plan.kind, InputValues, np.concatenate(parts, axis=1))
+    return passes.add_noise_scale(estimate)
+
+
+def _mc(plan: Plan, passes: Passes) -> FisherEstimate:
+    traces, order = _output_traces(plan, passes)
+    strata = _Strata(traces, order, plan.seed)
+    budget = max(2, (plan.draws or _BUDGET) // 2 * 2)
+    generator = plan.generator()
+    chosen, parts = np.empty(0, dtype=np.int64), []
+    pending = budget if plan.target_stderr is None else min(_PILOT, budget)
+    while pending:
+        new = strata.draw(pending)
+        chosen = np.concatenate([chosen, new])
+        parts += [
+            _draw(plan, passes, new[start : start + plan.batch_size], generator)
+            for start in range(0, len(new), plan.batch_size)
+        ]
+        rows = np.concatenate(parts, axis=1)
+        values = DrawValues(rows[0], traces[chosen], float(traces.mean()), len(traces))
+        pending = plan.still_to_draw(values, budget)
+    measured = Measured(
+        blocks=passes.blocks,
+        values=values,
+        scale_free=rows[1],
+        weight_norms_sq=passes.weight_norms_sq(),
+        n=len(traces),
+        n_draws=len(chosen),
+        target_met=plan.is_met(values),
+    )
+    return passes.add_diagonal(measured.estimate("mc"), values.mean_trace / len(chosen))
+
+
+def _output_traces(plan: Plan, passes: Passes) -> tuple[np.ndarray, np.ndarray]:
+    """The tr H of each input, and the order of the inputs in which strata are alike."""
+    traces, predicted = [], []
+    with torch.no_grad():
+        for inputs, labels in plan.data.batches(plan.batch_size, plan.device):
+            output = plan.model(inputs)
+            traces.append(plan.output.trace(output, _mask(labels)))
+            predicted.append(output.flatten(1).argmax(1))
+    on_host = torch.cat(traces).double().cpu().numpy()
+    return on_host, np.lexsort((on_host, torch.cat(predicted).cpu().numpy()))
+
+
+def _draw(plan: Plan, passes: Passes, chosen: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    inputs, labels = plan.data.rows(torch.from_numpy(chosen), plan.device)
+    output, capture = passes.forward(inputs)
+    vectors = plan.output.draw(output.detach(), _mask(labels), generator)
+    lengths = vectors.flatten(1).norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
+    return passes.backward(capture, _along(output, vectors) / lengths)
+
+
+def _batch(plan: Plan) -> FisherEstimate:
+    with neutral(plan.model), torch.enable_grad():
+        found = find_problems(plan.model).items()
+        mixing = [text for module, text in found if isinstance(module, _BatchNorm)]
+        if mixing:
+            raise UnsupportedModelError.listing("FisherTrace", mixing, _MIXING_REMEDY)
+        block_of = {p: u.block for u in find_units(plan.model) for p in u.parameters.values()}
+        blocks = list(dict.fromkeys(block_of.values()))
+        budget, n = plan.draws or len(plan.data), len(plan.data)
+        order, generator = torch.Generator().manual_seed(plan.seed), plan.generator()
+        rows: list[np.ndarray] = []
+        sizes: list[int] = []
+        pending = budget
+        while pending > 0:
+            for chosen in torch.split(
+                torch.randperm(n, generator=order)[:pending], plan.batch_size
+            ):
+                inputs, labels = plan.data.rows(chosen, plan.device)
+                output = plan.model(inputs)
+                vectors = plan.output.draw(output.detach(), _mask(labels), generator)
+                total = _along(output, vectors).sum()
+                gradients = torch.autograd.grad(total, list(block_of), allow_unused=True)
+                rows.append(
+                    block_norms_sq(gradients, list(block_of.values()), blocks) / len(chosen)
+                )
+                sizes.append(len(chosen))
+            values = BatchValues(np.stack(rows), np.array(sizes))
+            pending = min(plan.still_to_draw(values, budget), n)
+    weights = block_norms_sq(list(block_of), list(block_of.values()), blocks)
+    measured = Measured(
+        blocks, values, None, weights.tolist(), n, values.n_draws, plan.is_met(values)
+    )
+    return measured.estimate("batch")
+
+
+class _Strata:
+    """Draws of inputs in proportion to their tr H, two in each of as many equal strata.
+
+    Args:
+        traces: tr H of each input, shape (N,).
+        order: The inputs, neighbours alike.
+        seed: Seed of the draws.
+    """
+
+    def __init__(self, traces: np.ndarray, order: np.ndarray, seed: int) -> None:
+        self._order = order
+        self._cumulative = np.cumsum(traces[order] if traces.any() else np.ones(len(order)))
+        self._rng = np.random.default_rng(seed)
+
+    def draw(self, m: int) -> np.ndarray:
+        """Indices of m inputs, m even; places 2k and 2k + 1 are of one stratum."""
+        stratum = np.repeat(np.arange(m // 2), 2)
+        at = (stratum + self._rng.random(m)) / (m // 2) * self._cumulative[-1]
+        places = np.searchsorted(self._cumulative, at, side="right")
+        return self._order[np.minimum(places, len(self._order) - 1)]
+
+
+def _along(output: Tensor, vectors: Tensor) -> Tensor:
+    """⟨v, z⟩ of each sample, whose gradient is Jᵀv."""
+    return (output * vectors).flatten(1).sum(1)
+
+
+def _mask(labels: Tensor | None) -> Tensor | None:
+    """Labels by position; only those can say that a position does not count."""
+    return labels if labels is not None and labels.dim() > 1 else None
+
+
+def _relative_error(values: DrawValues | BatchValues) -> float:
+    total = values.rows.sum(1)
+    mean, (_, drawn) = values.mean(total), values.variances(total)
+    return math.sqrt(drawn) / mean if mean else 0.0
