@@ -7,6 +7,7 @@ waiting; the writer's thread waits for the copy. On the CPU that thread does the
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from probes.roster import LabelLedger
 
 _ROWS_PER_TRANSFER = 16_384
 _BYTES_PER_TRANSFER = 2**21  # of logits and the like, which are wider than a row of the trace
+
+Key = TypeVar("Key")
 
 Piece = tuple[str, Sequence[int]]
 """Name of a column, and the batches that a tensor holds it for."""
@@ -93,7 +96,7 @@ def _of_one_shape(kept: Mapping[int, Sequence[Tensor]]) -> Iterator[tuple[int, .
         yield tuple(run)
 
 
-def copy_to_host(tensors: Mapping[Piece, Tensor]) -> Callable[[], dict[Piece, np.ndarray]]:
+def copy_to_host(tensors: Mapping[Key, Tensor]) -> Callable[[], dict[Key, np.ndarray]]:
     """Start copying tensors to the host.
 
     Args:
@@ -102,7 +105,7 @@ def copy_to_host(tensors: Mapping[Piece, Tensor]) -> Callable[[], dict[Piece, np
     Returns:
         A function that waits for the copies, and only then returns them as arrays.
     """
-    copies: dict[Piece, Tensor] = {}
+    copies: dict[Key, Tensor] = {}
     for name, tensor in tensors.items():
         tensor = tensor.float() if tensor.is_floating_point() else tensor
         if tensor.is_cuda:
@@ -113,7 +116,7 @@ def copy_to_host(tensors: Mapping[Piece, Tensor]) -> Callable[[], dict[Piece, np
     stream = torch.cuda.current_stream() if any(t.is_cuda for t in tensors.values()) else None
     event = None if stream is None else stream.record_event()
 
-    def arrive() -> dict[Piece, np.ndarray]:
+    def arrive() -> dict[Key, np.ndarray]:
         if event is not None:
             event.synchronize()
         return {name: tensor.numpy() for name, tensor in copies.items()}

@@ -28,8 +28,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
 from probes.engines.differentiate import Use, batch_gradients, per_sample_gradients
-from probes.engines.layer_rules import RULES, ParameterRule, chunks
-from probes.engines.units import Unit, find_problems, find_units, listed
+from probes.engines.layer_rules import RULES, ParameterRule, chunks, layer_norms_sq
+from probes.engines.units import Unit, find_problems, find_units, listed, trainable
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
 _NO_TASK = -1  # what torch reports outside of a backward pass
@@ -116,6 +116,7 @@ class BackpackEngine:
         self.edges: list[GradientEdge] | None = None
         self._rule = complete_batch_l2()
         self._handles: list[RemovableHandle] = []
+        self._watches: dict[str, RemovableHandle] = {}
         self._forward: NormCapture | None = None
         self._backward: NormCapture | None = None
         self._task = _NO_TASK
@@ -156,7 +157,7 @@ class BackpackEngine:
 
     def _follow_freezing(self, model: nn.Module, args: Any) -> None:
         """Before each forward pass: parameters may have been frozen or unfrozen since the last."""
-        if self.armed and {p for p in model.parameters() if p.requires_grad} != self._names.keys():
+        if self.armed and trainable(model) != {id(p) for p in self._names}:
             self.detach()
             self._divide()
             self.attach()
@@ -167,8 +168,9 @@ class BackpackEngine:
         for unit in self._units:
             self._attach_unit(unit)
         for parameter, name in self._names.items():
-            hook = functools.partial(self._reached, name)
-            self._handles.append(parameter.register_hook(hook))  # type: ignore[no-untyped-call]
+            if name not in self._verified:
+                hook = functools.partial(self._reached, name)
+                self._watches[name] = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
 
     def _attach_unit(self, unit: Unit) -> None:
         hook = functools.partial(self._after_forward, unit)
@@ -176,9 +178,10 @@ class BackpackEngine:
 
     def detach(self) -> None:
         """Remove the hooks."""
-        for handle in self._handles:
+        for handle in (*self._handles, *self._watches.values()):
             handle.remove()
         self._handles.clear()
+        self._watches.clear()
         self._forward = self._backward = None
 
     def take(self) -> NormCapture | None:
@@ -282,6 +285,10 @@ class BackpackEngine:
     def _measure(self, capture: NormCapture, unit: Unit, source: Tensor, grad: Tensor) -> None:
         """Take a unit's norms from its rule."""
         module: Any = unit.module
+        together = layer_norms_sq(module, unit.parameters.keys(), source, grad)
+        if together is not None:
+            capture.norms_sq[unit.block] = together
+            return
         module.input0 = source
         module.output = grad  # BackPACK looks up its storage only
         try:
@@ -349,6 +356,8 @@ class BackpackEngine:
                 )
             else:
                 self._verified.add(name)
+        for name in self._watches.keys() & self._verified:
+            self._watches.pop(name).remove()  # Python in the backward pass costs on every step
         return problems
 
     def _reached(self, name: str, grad: Tensor) -> None:
