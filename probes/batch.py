@@ -48,6 +48,20 @@ class ObservedBatch:
     def __len__(self) -> int:
         return len(self.losses)
 
+    def column(self, name: str) -> Tensor | None:
+        """A column, whose arithmetic is not put off any longer.
+
+        Args:
+            name: Name of the column.
+
+        Returns:
+            Its values, or None if the batch does not have it.
+        """
+        for arithmetic in reversed(list(self.later)):
+            if name not in self.columns:
+                self.columns |= arithmetic([self.later.pop(arithmetic)])
+        return self.columns.get(name)
+
     def relative_weights(self) -> Tensor | None:
         """Importance weights as given, otherwise each factor over the batch's mean factor.
 

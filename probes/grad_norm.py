@@ -1,6 +1,6 @@
 """Per-sample gradient norms: in the training's own backward pass, or in an own one in eval mode."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -159,16 +159,16 @@ class GradNorm(Probe):
         taken = self._attached().take(batch)
         if taken is None:
             return
-        norms_sq = torch.stack(list(taken.norms_sq.values())) / taken.scale
-        norm = norms_sq.sum(0).sqrt_()
-        batch.columns["grad_norm"] = norm
+        norms_sq, factor = torch.stack(list(taken.norms_sq.values()), 1), taken.factor
+        batch.later[_norm] = norms_sq, factor
         if self._kind == "sketch":
-            variance = sum(taken.variances.values(), torch.zeros_like(norm))
-            batch.columns["grad_norm_stderr"] = variance.sqrt() / (2 * norm * taken.scale)
+            variance = sum(taken.variances.values(), torch.zeros_like(norms_sq[:, 0]))
+            batch.later[_stderr] = norms_sq, variance, factor
             batch.bits |= Status.ESTIMATED
         if self._blocks:
-            for block, values in zip(taken.norms_sq, norms_sq.sqrt_(), strict=True):
-                batch.columns[f"grad_norm/{block}"] = values
+            each = _divided(norms_sq, factor).sqrt_().unbind(1)
+            names = (f"grad_norm/{block}" for block in taken.norms_sq)
+            batch.columns |= dict(zip(names, each, strict=True))
 
     def describe(self) -> dict[str, object]:
         """What `run.json` says about the probe, with the coverage of its norms."""
@@ -188,11 +188,27 @@ class GradNorm(Probe):
 
 
 class _Taken(NamedTuple):
-    """Squared norms and their variances by block, and the squared factor that is on them."""
+    """Squared norms and their variances by block, and the factor on each sample's gradient."""
 
     norms_sq: dict[str, Tensor]
     variances: dict[str, Tensor]
-    scale: Tensor | float
+    factor: Tensor
+
+
+def _divided(norms_sq: Tensor, factor: Tensor) -> Tensor:
+    factor = factor.to(torch.promote_types(factor.dtype, torch.float32))
+    return norms_sq / factor.square().masked_fill_(factor == 0, torch.nan).unsqueeze(1)
+
+
+def _norm(batches: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    norms_sq, factor = map(torch.cat, zip(*batches, strict=True))
+    return {"grad_norm": _divided(norms_sq, factor).sum(1).sqrt_()}
+
+
+def _stderr(batches: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    norms_sq, variance, factor = map(torch.cat, zip(*batches, strict=True))
+    stderr_sq = variance / (4 * norms_sq.sum(1))  # of the norm, by its derivative
+    return {"grad_norm_stderr": _divided(stderr_sq.unsqueeze(1), factor).squeeze(1).sqrt_()}
 
 
 class _RideAlong:
@@ -237,9 +253,7 @@ class _RideAlong:
         problems = self._engine.finish(capture, len(batch))
         if problems:
             raise UnsupportedModelError.listing("GradNorm", problems, REMEDY)
-        factor = batch.factor.to(torch.promote_types(batch.factor.dtype, torch.float32))
-        scale = factor.square().masked_fill_(factor == 0, torch.nan)
-        return _Taken(capture.norms_sq, capture.variances, scale)
+        return _Taken(capture.norms_sq, capture.variances, batch.factor)
 
     def describe(self) -> dict[str, object]:
         return {"coverage": self._engine.coverage, "left_out": self._engine.problems}
@@ -302,7 +316,8 @@ class _OwnPass:
 
     def take(self, batch: ObservedBatch) -> "_Taken | None":
         norms_sq = self._norms_sq.pop(batch, None)
-        return None if norms_sq is None else _Taken(norms_sq, {}, 1.0)
+        ones = torch.ones_like(batch.losses)
+        return None if norms_sq is None else _Taken(norms_sq, {}, ones)
 
     def describe(self) -> dict[str, object]:
         return {"coverage": 1.0, "left_out": []}

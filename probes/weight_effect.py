@@ -83,7 +83,7 @@ class WeightEffect(Probe):
         n_classes = batch.logits.shape[1]
         self._weights = self._weights or _GroupSums(n_classes, weight.device)
         self._weights.add(weight, batch.labels)
-        norm = batch.columns.get("grad_norm")
+        norm = batch.column("grad_norm")
         if norm is not None:
             self._gradients = self._gradients or _GroupSums(n_classes, weight.device)
             weighted = torch.where(weight == 0, torch.zeros_like(norm), weight * norm)

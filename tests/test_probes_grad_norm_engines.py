@@ -81,7 +81,7 @@ def test_both_routes_of_a_layer_agree(monkeypatch):
         nn.Conv2d(3, 5, 1, stride=2),
         nn.Conv2d(3, 5, 2, stride=3),
         nn.Conv2d(3, 5, 3, padding="same", padding_mode="reflect"),
-        nn.Conv2d(3, 5, (2, 4), padding="same"),
+        nn.Conv2d(3, 5, (3, 5), padding="same"),
         nn.Conv2d(3, 5, 3, stride=2, padding=2, padding_mode="circular"),
     ],
     ids=str,

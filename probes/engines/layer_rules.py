@@ -295,8 +295,6 @@ def layer_norms_sq(
     """
     if len(names) < 2:
         return None
-    if type(layer) is nn.Linear and grad.dim() == 2:
-        return row_norms(source).square_().add_(1).mul_(row_norms(grad).square_())
     if type(layer) in BATCH_NORMS:
         rstd = torch.rsqrt(layer.running_var + layer.eps)
         sums = batch_norm_sums(source, grad, layer.running_mean, rstd)
