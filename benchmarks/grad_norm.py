@@ -2,9 +2,9 @@
 
 Each method takes forward and backward pass and the norms of all parameters, on one thread. Rounds
 are interleaved, every method is paired with the plain step of its round, and the median of the
-paired ratios is quoted. A turn lasts 0.6 s or more: rows go to the writer some 16,000 at a time, and
-where steps are short that has to fall into the turns, for it is part of the cost. Peak memory is that of a process of its own with the method alone. With a
-GPU, two larger networks are added.
+paired ratios is quoted. A turn lasts 0.6 s or more: rows go to the writer some 16,000 at a time,
+which is part of the cost, so it has to fall into the turns where steps are short. Peak memory is
+that of a process of its own with the method alone. With a GPU, two larger networks are added.
 
     python benchmarks/grad_norm.py [--rounds 9] [--out benchmarks/results/grad_norm-cpu.json]
 """
