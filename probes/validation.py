@@ -81,6 +81,8 @@ def _check_labels(given: Tensor, n_classes: int | None) -> None:
 def _check_ids(sample_id: np.ndarray, known: KnownIds | None, repeats: bool) -> None:
     if not len(sample_id):
         return
+    if repeats and known is None and sample_id.min() >= 0:
+        return
     ordered = np.sort(sample_id)  # answers both questions
     if ordered[0] < 0 or (known is not None and not known.has_all(ordered)):
         unknown = sample_id[sample_id < 0] if known is None else known.unknown(sample_id)
