@@ -64,7 +64,7 @@ class GradNorm(Probe):
         engine: `backpack` leaves training's gradients as they are, bit for bit; `fused` lets
             linear and convolutional layers form their gradient from the per-sample ones, which is
             faster and equal to rounding.
-        kind: `exact`, or `sketch`: unbiased estimates of the squared norms from 8 random projections
+        kind: `exact`, or `sketch`: unbiased estimates of squared norms from 8 random projections
             in the layers where exact ones are dear, with `grad_norm_stderr` beside them (at most
             about a quarter of the norm) and the status bit ESTIMATED. With `engine="fused"` those
             are the layers where estimating was measured to be faster.
