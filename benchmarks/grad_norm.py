@@ -2,8 +2,9 @@
 
 Each method takes forward and backward pass and the norms of all parameters, on one thread. Rounds
 are interleaved, every method is paired with the plain step of its round, and the median of the
-paired ratios is quoted. Peak memory is that of a process of its own with the method alone. With a
-GPU, two larger networks are added.
+paired ratios is quoted. A turn lasts 0.6 s or more: rows go to the writer some 16,000 at a time,
+which is part of the cost, so it has to fall into the turns where steps are short. Peak memory is
+that of a process of its own with the method alone. With a GPU, two larger networks are added.
 
     python benchmarks/grad_norm.py [--rounds 9] [--out benchmarks/results/grad_norm-cpu.json]
 """
@@ -11,6 +12,7 @@ GPU, two larger networks are added.
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import statistics
@@ -70,7 +72,7 @@ def ours(*probes: Any) -> Callable[[nn.Module, Tensor, Tensor], Prepared]:
                         labels=y if is_flat else None,
                     )
                     losses.mean().backward()
-                    optimizer.zero_grad()
+                    model.zero_grad()  # as in the plain step
                     recorder._steps._count(optimizer, (), {})  # an update, without its arithmetic
 
                 yield step
@@ -170,6 +172,7 @@ METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor], Prepared]] = {
     "Opacus ghost": opacus("ghost"),
     "torch.func": torch_func,
 }
+_TURN_S = 0.6
 SLOW = {"torch.func", "Opacus hooks"}
 
 
@@ -196,13 +199,13 @@ def measure(name: str, method: str, device: str, rounds: int) -> dict[str, Any]:
     """Time one method on one network against the plain step, in interleaved rounds."""
     model, x, y = build(name, device)
     reference, *_ = build(name, device)
-    repeats = 16 if method == "every 16th step" else 1
+    period = 16 if method == "every 16th step" else 1
     try:
         with plain(reference, x, y) as plain_step, METHODS[method](model, x, y) as step:
             for warm in (plain_step, step, step):
                 warm()
-            fast = timed(plain_step, device, 1) < 0.05
-            repeats *= 4 if fast and method not in SLOW else 1
+            turns = 1 if method in SLOW else math.ceil(_TURN_S / timed(plain_step, device, 1))
+            repeats = period * math.ceil(turns / period)
             few = max(3, rounds // 3) if method in SLOW else rounds
             pairs = [
                 (timed(plain_step, device, repeats), timed(step, device, repeats))

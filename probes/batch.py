@@ -1,11 +1,15 @@
 """One observed batch: what the loop handed over, and what the probes make of it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from dynamics.traces import Status
+
+Arithmetic = Callable[[Sequence[tuple[Tensor, ...]]], dict[str, Tensor]]
+"""From what was kept of each of several batches to columns over the rows of all of them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -23,6 +27,9 @@ class ObservedBatch:
         factor: ∂(total loss)/∂ℓ_i, shape (N,), once a backward pass has reached the losses.
         backward_done: Whether the backward pass that brought the factor came to its end.
         columns: Values for the `samples` table, each of shape (N,), on the losses' device.
+        later: Arithmetic that makes more columns, put off to be done for many batches at once, and
+            what it needs of this one: tensors with N rows that nobody else writes to.
+        bits: Status bits of every sample of the batch.
     """
 
     step: int
@@ -35,9 +42,25 @@ class ObservedBatch:
     factor: Tensor | None = None
     backward_done: bool = False
     columns: dict[str, Tensor] = field(default_factory=dict)
+    later: dict[Arithmetic, tuple[Tensor, ...]] = field(default_factory=dict)
+    bits: int = 0
 
     def __len__(self) -> int:
         return len(self.losses)
+
+    def column(self, name: str) -> Tensor | None:
+        """A column, whose arithmetic is not put off any longer.
+
+        Args:
+            name: Name of the column.
+
+        Returns:
+            Its values, or None if the batch does not have it.
+        """
+        for arithmetic in reversed(list(self.later)):
+            if name not in self.columns:
+                self.columns |= arithmetic([self.later.pop(arithmetic)])
+        return self.columns.get(name)
 
     def relative_weights(self) -> Tensor | None:
         """Importance weights as given, otherwise each factor over the batch's mean factor.
@@ -47,18 +70,26 @@ class ObservedBatch:
         """
         if self.weights is not None:
             return self.weights
-        if self.factor is None:
-            return None
-        relative = self.factor / self.factor.mean()
-        return torch.where(self.factor == 0, torch.zeros_like(relative), relative)
+        return None if self.factor is None else _relative([(self.factor,)])["weight"]
 
     def add_weight_and_status(self) -> None:
-        """Add the columns of every finished batch: `weight`, if there is one, and `status`."""
-        weight = self.relative_weights()
-        if weight is not None:
-            self.columns["weight"] = weight
+        """Add what every finished batch has: `weight`, if there is one, and `status`."""
+        if self.weights is not None:
+            self.columns["weight"] = self.weights
+        elif self.factor is not None:
+            self.later[_relative] = (self.factor,)
         if self.factor is None:
-            status = torch.full_like(self.sample_id, int(Status.NO_BACKWARD), dtype=torch.int32)
+            self.bits |= Status.NO_BACKWARD
         else:
-            status = (self.factor == 0).to(torch.int32) * int(Status.ZERO_WEIGHT)
-        self.columns["status"] = status
+            self.later[_zero_weight] = (self.factor,)
+
+
+def _relative(factors: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    relative = torch.cat([factor / factor.mean() for (factor,) in factors])
+    is_zero = torch.cat([factor for (factor,) in factors]) == 0
+    return {"weight": relative.masked_fill_(is_zero, 0)}
+
+
+def _zero_weight(factors: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    is_zero = torch.cat([factor for (factor,) in factors]) == 0
+    return {"status": is_zero.to(torch.int32) * int(Status.ZERO_WEIGHT)}

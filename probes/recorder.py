@@ -228,10 +228,10 @@ class Recorder:
         batch = ObservedBatch(
             step=self.step,
             epoch=self.epoch,
-            sample_id=sample_id.detach().to(losses.device, int64),
+            sample_id=sample_id.to(losses.device, int64, copy=True),
             losses=losses.detach(),
             logits=None if logits is None else logits.detach(),
-            labels=None if labels is None else labels.detach().to(losses.device, int64),
+            labels=None if labels is None else labels.to(losses.device, int64, copy=True),
             weights=None if weights is None else weights.detach().to(losses.device),
         )
         for probe in self.probes:

@@ -19,11 +19,20 @@ class KnownIds:
         self.n = len(self._ids)
         self._is_range = self.n > 0 and self._ids[0] == 0 and self._ids[-1] == self.n - 1
 
+    def has_all(self, ordered: np.ndarray) -> bool:
+        """Whether all of the given ids, in ascending order and not empty, exist."""
+        if self._is_range:
+            return bool(ordered[0] >= 0 and ordered[-1] < self.n)
+        return not len(self.unknown(ordered))
+
     def unknown(self, sample_id: np.ndarray) -> np.ndarray:
         """The given ids that do not exist."""
         if self._is_range:
             return sample_id[(sample_id < 0) | (sample_id >= self.n)]
-        return sample_id[~np.isin(sample_id, self._ids)]
+        if not self.n:
+            return sample_id
+        at = np.searchsorted(self._ids, sample_id).clip(max=self.n - 1)
+        return sample_id[self._ids[at] != sample_id]
 
 
 class LabelLedger:

@@ -1,5 +1,6 @@
 """Per-sample loss and what else the logits say about each sample."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from probes.batch import ObservedBatch
 from probes.probe import Probe
+
+_KEPT_BYTES = 2**18  # larger logits are scored at once: copying them would cost as much
 
 
 class SampleLoss(Probe):
@@ -16,7 +19,8 @@ class SampleLoss(Probe):
     also `margin` = z_y − max_{j≠y} z_j, `p_true` = softmax(z)_y, `el2n` = ‖softmax(z) − e_y‖₂,
     `predicted` = argmax z and `correct`. The label y is the one trained on.
 
-    Cost: a softmax and a top-2 over the logits; no pass of its own.
+    Cost: a softmax and a maximum over the logits, for many batches at once where there are few
+    logits; no pass of its own.
 
     Reference:
         Margin: Pleiss et al., NeurIPS 2020, Sec. 3. EL2N: Paul et al., NeurIPS 2021, Sec. 2.
@@ -34,9 +38,17 @@ class SampleLoss(Probe):
 
     def observe(self, batch: ObservedBatch) -> None:
         """Add the columns to the batch."""
-        batch.columns["loss"] = batch.losses
-        if batch.logits is not None and batch.labels is not None:
+        batch.columns["loss"] = batch.losses.clone()  # the loop may go on to weight them in place
+        if batch.logits is None or batch.labels is None:
+            return
+        if batch.logits.nbytes > _KEPT_BYTES:
             batch.columns |= score_logits(batch.logits, batch.labels)
+        else:
+            batch.later[_score] = batch.logits.clone(), batch.labels
+
+
+def _score(batches: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    return score_logits(*map(torch.cat, zip(*batches, strict=True)))
 
 
 def score_logits(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

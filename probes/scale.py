@@ -30,7 +30,7 @@ def watch_factor(
         batch.backward_done = True
 
     def add(grad: Tensor) -> None:
-        factor = grad.detach().clone()
+        factor = grad.detach().clone() if grad.requires_grad else grad.clone()
         batch.backward_done = False
         engine = torch.autograd.Variable._execution_engine
         engine.queue_callback(done)  # not called when a layer's backward raises

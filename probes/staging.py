@@ -1,10 +1,13 @@
 """Gathers rows on the device and hands them to the trace writer a few thousand at a time.
 
-Nothing is read back per sample or per step: batches are concatenated on the device and copied to
-pinned memory without waiting, and the writer's thread waits for the copy.
+Nothing is read back per sample or per step: batches are concatenated on the device, arithmetic that
+probes have put off is done for all of them, and the results are copied to pinned memory without
+waiting; the writer's thread waits for the copy. On the CPU that thread does the arithmetic too.
 """
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +18,12 @@ from probes.batch import ObservedBatch
 from probes.roster import LabelLedger
 
 _ROWS_PER_TRANSFER = 16_384
+_BYTES_PER_TRANSFER = 2**21  # of logits and the like, which are wider than a row of the trace
+
+Key = TypeVar("Key")
+
+Piece = tuple[str, Sequence[int]]
+"""Name of a column, and the batches that a tensor holds it for."""
 
 
 class Staging:
@@ -29,42 +38,65 @@ class Staging:
         self.writer = writer
         self._ledger = ledger
         self._batches: list[ObservedBatch] = []
-        self._n_rows = 0
+        self._n_rows = self._n_bytes = 0
 
     def add(self, batch: ObservedBatch) -> None:
         """Take a finished batch; its columns are final."""
-        if self._batches and self._batches[-1].columns.keys() != batch.columns.keys():
-            self.drain()
         self._batches.append(batch)
         self._n_rows += len(batch)
-        if self._n_rows >= _ROWS_PER_TRANSFER:
+        self._n_bytes += sum(t.nbytes for kept in batch.later.values() for t in kept)
+        if self._n_rows >= _ROWS_PER_TRANSFER or self._n_bytes >= _BYTES_PER_TRANSFER:
             self.drain()
 
     def drain(self) -> None:
         """Send everything gathered so far to the writer."""
-        batches, self._batches, self._n_rows = self._batches, [], 0
+        batches, self._batches, self._n_rows, self._n_bytes = self._batches, [], 0, 0
         if not batches:
             return
-        sizes = [len(batch) for batch in batches]
-        columns = {name: [b.columns[name] for b in batches] for name in batches[0].columns}
-        arrive = copy_to_host({name: torch.cat(values) for name, values in columns.items()})
-        known = {
-            "step": np.repeat([batch.step for batch in batches], sizes),
-            "epoch": np.repeat([batch.epoch for batch in batches], sizes),
-        }
+        on_device = not all(batch.losses.is_cpu for batch in batches)
+        arrive = copy_to_host(gather(batches)) if on_device else None
 
         def rows() -> dict[str, dict[str, np.ndarray]]:
-            arrays = arrive()
-            label = arrays.pop("label", None)
+            pieces = (arrive or copy_to_host(gather(batches)))()
+            columns = assemble(batches, pieces)
+            label = columns.pop("label", None)
             if self._ledger is None or label is None:
-                return {"samples": known | arrays}
-            new = self._ledger.first_seen(arrays["sample_id"], label)
-            return {"samples": known | arrays, "roster": new}
+                return {"samples": columns}
+            known = ~np.ma.getmaskarray(label)
+            new = self._ledger.first_seen(columns["sample_id"][known], np.asarray(label)[known])
+            return {"samples": columns, "roster": new}
 
         self.writer.append_later(rows)
 
 
-def copy_to_host(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, np.ndarray]]:
+def gather(batches: Sequence[ObservedBatch]) -> dict[Piece, Tensor]:
+    """Concatenate what batches hold, and do the arithmetic that was put off.
+
+    Args:
+        batches: Finished batches.
+
+    Returns:
+        The columns in pieces, for not every batch has every column.
+    """
+    pieces: dict[Piece, Tensor] = {}
+    for names, group in itertools.groupby(range(len(batches)), lambda i: tuple(batches[i].columns)):
+        indices = tuple(group)
+        for name in names:
+            pieces[name, indices] = torch.cat([batches[i].columns[name] for i in indices])
+    for arithmetic in dict.fromkeys(f for batch in batches for f in batch.later):
+        kept = {i: b.later[arithmetic] for i, b in enumerate(batches) if arithmetic in b.later}
+        for indices in _of_one_shape(kept):
+            for name, values in arithmetic([kept[i] for i in indices]).items():
+                pieces[name, indices] = values
+    return pieces
+
+
+def _of_one_shape(kept: Mapping[int, Sequence[Tensor]]) -> Iterator[tuple[int, ...]]:
+    for _, run in itertools.groupby(kept, lambda i: [(t.shape[1:], t.dtype) for t in kept[i]]):
+        yield tuple(run)
+
+
+def copy_to_host(tensors: Mapping[Key, Tensor]) -> Callable[[], dict[Key, np.ndarray]]:
     """Start copying tensors to the host.
 
     Args:
@@ -73,7 +105,7 @@ def copy_to_host(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, np.nda
     Returns:
         A function that waits for the copies, and only then returns them as arrays.
     """
-    copies: dict[str, Tensor] = {}
+    copies: dict[Key, Tensor] = {}
     for name, tensor in tensors.items():
         tensor = tensor.float() if tensor.is_floating_point() else tensor
         if tensor.is_cuda:
@@ -84,9 +116,39 @@ def copy_to_host(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, np.nda
     stream = torch.cuda.current_stream() if any(t.is_cuda for t in tensors.values()) else None
     event = None if stream is None else stream.record_event()
 
-    def arrive() -> dict[str, np.ndarray]:
+    def arrive() -> dict[Key, np.ndarray]:
         if event is not None:
             event.synchronize()
         return {name: tensor.numpy() for name, tensor in copies.items()}
 
     return arrive
+
+
+def assemble(
+    batches: Sequence[ObservedBatch], pieces: Mapping[Piece, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Put pieces together to columns over the rows of all batches.
+
+    Args:
+        batches: The batches.
+        pieces: Values by column and batches.
+
+    Returns:
+        Columns by name, masked where a batch does not have them.
+    """
+    sizes = [len(batch) for batch in batches]
+    rows = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    columns: dict[str, np.ndarray] = {}
+    for (name, indices), values in pieces.items():
+        if len(indices) == len(batches):
+            columns[name] = values
+            continue
+        if name not in columns:
+            empty = np.zeros(sum(sizes), values.dtype)
+            columns[name] = np.ma.array(empty, mask=True)
+        columns[name][np.concatenate([rows[i] for i in indices])] = values
+    for name in ("step", "epoch", "bits"):
+        columns[name] = np.repeat([getattr(batch, name) for batch in batches], sizes)
+    status = np.ma.filled(columns.get("status", np.int32(0)), 0)
+    columns["status"] = (status | columns.pop("bits")).astype(np.int32)
+    return columns

@@ -1,6 +1,7 @@
 """Checks what a loop hands over, before anything of it is recorded."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from probes.roster import KnownIds
@@ -52,17 +53,19 @@ def check_batch(
     for name, tensor in (("sample_id", sample_id), ("labels", labels)):
         if tensor is not None and (tensor.is_floating_point() or tensor.is_complex()):
             raise ValueError(f"`{name}` must be integers, but is {tensor.dtype}.")
-    if labels is not None and labels.device.type == "cpu":
-        _check_labels(labels.numpy(), None if logits is None else logits.shape[1])
-    if sample_id.device.type == "cpu":
+    if labels is not None and labels.is_cpu:
+        _check_labels(labels, None if logits is None else logits.shape[1])
+    if sample_id.is_cpu:
         _check_ids(sample_id.numpy(), known, repeats)
 
 
-def _check_labels(labels: np.ndarray, n_classes: int | None) -> None:
-    top = np.iinfo(labels.dtype).max if n_classes is None else n_classes - 1
-    if not len(labels) or (labels.min() >= 0 and labels.max() <= top):
+def _check_labels(given: Tensor, n_classes: int | None) -> None:
+    if not given.numel():
         return
-    bad = np.flatnonzero((labels < 0) | (labels > top))
+    labels = given.to(torch.int64).numpy()
+    if labels.view(np.uint64).max() < (n_classes or 2**63):  # negative ones are beyond that
+        return
+    bad = np.flatnonzero((labels < 0) | (labels >= (n_classes or np.inf)))
     if n_classes is None:
         raise ValueError(
             f"Label {labels[bad[0]]} at position {bad[0]} of the batch is negative; labels are "
@@ -76,14 +79,19 @@ def _check_labels(labels: np.ndarray, n_classes: int | None) -> None:
 
 
 def _check_ids(sample_id: np.ndarray, known: KnownIds | None, repeats: bool) -> None:
-    unknown = sample_id[sample_id < 0] if known is None else known.unknown(sample_id)
-    if len(unknown):
+    if not len(sample_id):
+        return
+    if repeats and known is None and sample_id.min() >= 0:
+        return
+    ordered = np.sort(sample_id)  # answers both questions
+    if ordered[0] < 0 or (known is not None and not known.has_all(ordered)):
+        unknown = sample_id[sample_id < 0] if known is None else known.unknown(sample_id)
         rest = "" if known is None else f"; the roster names {known.n} samples"
         raise ValueError(
             f"sample_id {unknown[0]} is out of range{rest}. Ids are indices into the full training "
             "set: wrap that with with_sample_ids, before any Subset or split of it."
         )
-    if not repeats and len(np.unique(sample_id)) < len(sample_id):
+    if not repeats and (ordered[1:] == ordered[:-1]).any():
         values, counts = np.unique(sample_id, return_counts=True)
         raise ValueError(
             f"sample_id {values[counts > 1][0]} comes {counts.max()} times in one batch. If you "

@@ -40,7 +40,7 @@ class WeightEffect(Probe):
         Byrd and Lipton, ICML 2019, Sec. 3 (fractions). Kish, Survey Sampling, 1965 (sample size).
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("weight", "grad_norm")
+    needs: ClassVar[tuple[str, ...]] = ("grad_norm",)
 
     def __init__(
         self,
@@ -77,13 +77,13 @@ class WeightEffect(Probe):
 
     def finish(self, batch: ObservedBatch) -> None:
         """Add the batch to the sums of its groups."""
-        weight = batch.columns.get("weight")
+        weight = batch.relative_weights()
         if batch.factor is None or weight is None or batch.labels is None or batch.logits is None:
             return
         n_classes = batch.logits.shape[1]
         self._weights = self._weights or _GroupSums(n_classes, weight.device)
         self._weights.add(weight, batch.labels)
-        norm = batch.columns.get("grad_norm")
+        norm = batch.column("grad_norm")
         if norm is not None:
             self._gradients = self._gradients or _GroupSums(n_classes, weight.device)
             weighted = torch.where(weight == 0, torch.zeros_like(norm), weight * norm)

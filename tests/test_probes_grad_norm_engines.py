@@ -1,5 +1,7 @@
 """The fused engine and the sketch: against the loop over samples, and against plain training."""
 
+import time
+
 import pytest
 import torch
 from cases import NAMES, N, build
@@ -11,7 +13,8 @@ from dynamics import open_run
 from dynamics.traces import Status
 from probes import GradNorm, Recorder
 from probes.engines.backpack import BackpackEngine, complete_batch_l2
-from probes.engines.fused import FusedEngine
+from probes.engines.fused import FusedEngine, fastest
+from probes.engines.layer_rules import conv_gradients, conv_gram
 from probes.engines.sketch import FusedSketchEngine, SketchEngine
 
 
@@ -69,9 +72,79 @@ def test_both_routes_of_a_layer_agree(monkeypatch):
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 5, 3, padding=1),
+        nn.Conv2d(3, 5, (3, 2), stride=2, padding=(0, 1)),
+        nn.Conv2d(3, 5, 5, stride=(1, 3), padding="valid"),
+        nn.Conv2d(3, 5, 1, stride=2),
+        nn.Conv2d(3, 5, 2, stride=3),
+        nn.Conv2d(3, 5, 3, padding="same", padding_mode="reflect"),
+        nn.Conv2d(3, 5, (3, 5), padding="same"),
+        nn.Conv2d(3, 5, 3, stride=2, padding=2, padding_mode="circular"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(7, 9), (8, 6)])
+def test_pairs_of_pixels_give_the_norm_of_the_formed_gradient(layer, size, monkeypatch):
+    monkeypatch.setattr("probes.engines.layer_rules.MEMORY_BUDGET", 2**14)  # some samples at a time
+    torch.manual_seed(0)
+    layer = layer.double()
+    x = torch.randn(N, 3, *size, dtype=torch.float64)
+    grad = torch.randn_like(layer(x)).detach()
+    expected = conv_gradients(layer, x, grad).flatten(1).square().sum(1)
+    torch.testing.assert_close(conv_gram(layer, x, grad), expected, rtol=1e-11, atol=0)
+
+
+def test_forming_gradients_one_by_one_is_the_same_too(monkeypatch):
+    monkeypatch.setattr("probes.engines.fused._LARGE", 0)
+    monkeypatch.setattr("probes.engines.fused.fastest", lambda key, routes: routes[-1]())
+    case = build("sequence", torch.float64)
+    expected = grad_norms(case.model, case.x, case.y, case.loss)["total"]
+    plain = torch.autograd.grad(case.losses().sum(), list(case.model.parameters()))
+    capture, gradients = run_engine(FusedEngine(case.model), case)
+    total = sum(capture.norms_sq.values()).sqrt()
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(list(gradients.values()), list(plain), rtol=1e-9, atol=1e-12)
+
+
+def test_a_fused_sketch_stays_exact_where_that_is_faster(monkeypatch):
+    monkeypatch.setattr("probes.engines.fused.fastest", lambda key, routes: routes[0]())
+    case = build("cnn", torch.float64)
+    expected = grad_norms(case.model, case.x, case.y, case.loss)["total"]
+    capture, _ = run_engine(FusedSketchEngine(case.model), case)
+    assert not capture.variances
+    total = sum(capture.norms_sq.values()).sqrt()
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=0)
+
+
+def test_the_fastest_route_is_measured_once_and_remembered(monkeypatch):
+    monkeypatch.setattr("probes.engines.fused._ROUTES", {})
+    ran = []
+
+    def route(name, seconds):
+        def run():
+            ran.append(name)
+            end = time.thread_time() + seconds
+            while time.thread_time() < end:
+                pass
+            return name
+
+        return run
+
+    routes = [route("slow", 0.02), route("fast", 0.001)]
+    assert fastest("key", routes) == "fast"
+    assert ran.count("slow") > 1
+    ran.clear()
+    assert fastest("key", routes) == "fast"
+    assert ran == ["fast"]
+
+
 @pytest.mark.parametrize("engine_class", [SketchEngine, FusedSketchEngine])
 @pytest.mark.parametrize("kind", ["conv", "sequence"])
-def test_a_sketch_is_unbiased_and_knows_its_error(kind, engine_class):
+def test_a_sketch_is_unbiased_and_knows_its_error(kind, engine_class, monkeypatch):
+    monkeypatch.setattr("probes.engines.fused.fastest", lambda key, routes: routes[-1]())
     torch.manual_seed(0)
     if kind == "conv":
         model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3))

@@ -28,8 +28,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
 from probes.engines.differentiate import Use, batch_gradients, per_sample_gradients
-from probes.engines.layer_rules import RULES, ParameterRule, chunks
-from probes.engines.units import Unit, find_problems, find_units, listed
+from probes.engines.layer_rules import RULES, ParameterRule, chunks, layer_norms_sq, row_norms
+from probes.engines.units import Unit, find_problems, find_units, listed, trainable
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
 _NO_TASK = -1  # what torch reports outside of a backward pass
@@ -60,6 +60,7 @@ class NormCapture:
         self.fired: Counter[Unit] = Counter()
         self.fused: set[nn.Parameter] = set()
         self.later: dict[Unit, list[Use]] = defaultdict(list)
+        self.outer: dict[Unit, tuple[Tensor, Tensor]] = {}
 
     def clear(self) -> None:
         """Forget the norms, for another backward pass through the same forward pass."""
@@ -69,6 +70,7 @@ class NormCapture:
         self.explained.clear()
         self.fired.clear()
         self.later.clear()
+        self.outer.clear()
         self.fused.clear()
 
 
@@ -116,6 +118,7 @@ class BackpackEngine:
         self.edges: list[GradientEdge] | None = None
         self._rule = complete_batch_l2()
         self._handles: list[RemovableHandle] = []
+        self._watches: dict[str, RemovableHandle] = {}
         self._forward: NormCapture | None = None
         self._backward: NormCapture | None = None
         self._task = _NO_TASK
@@ -156,7 +159,7 @@ class BackpackEngine:
 
     def _follow_freezing(self, model: nn.Module, args: Any) -> None:
         """Before each forward pass: parameters may have been frozen or unfrozen since the last."""
-        if self.armed and {p for p in model.parameters() if p.requires_grad} != self._names.keys():
+        if self.armed and trainable(model) != {id(p) for p in self._names}:
             self.detach()
             self._divide()
             self.attach()
@@ -167,8 +170,9 @@ class BackpackEngine:
         for unit in self._units:
             self._attach_unit(unit)
         for parameter, name in self._names.items():
-            hook = functools.partial(self._reached, name)
-            self._handles.append(parameter.register_hook(hook))  # type: ignore[no-untyped-call]
+            if name not in self._verified:
+                hook = functools.partial(self._reached, name)
+                self._watches[name] = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
 
     def _attach_unit(self, unit: Unit) -> None:
         hook = functools.partial(self._after_forward, unit)
@@ -176,9 +180,10 @@ class BackpackEngine:
 
     def detach(self) -> None:
         """Remove the hooks."""
-        for handle in self._handles:
+        for handle in (*self._handles, *self._watches.values()):
             handle.remove()
         self._handles.clear()
+        self._watches.clear()
         self._forward = self._backward = None
 
     def take(self) -> NormCapture | None:
@@ -208,6 +213,7 @@ class BackpackEngine:
             self._backward = None
         armed, self.armed = self.armed, False
         with torch.no_grad():
+            self._multiply_outer(capture)
             self._add_up_uses(capture)
         self.armed = armed
         if not capture.norms_sq:
@@ -228,8 +234,13 @@ class BackpackEngine:
     def _after_forward(
         self, unit: Unit, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
+        if not (self.armed and torch.is_grad_enabled()):
+            return
+        if unit.has_rule and not torch.compiler.is_compiling() and not output._is_view():
+            self._after_layer(unit, args[0] if args else kwargs["input"], output)
+            return
         first, *others = output if isinstance(output, tuple) else (output,)
-        if not (self.armed and torch.is_grad_enabled() and first.requires_grad):
+        if not first.requires_grad:
             return
         capture = self._current_capture(unit)
         if capture is None:
@@ -244,6 +255,33 @@ class BackpackEngine:
         for other in _tensors(others):
             if other.requires_grad:
                 other.register_hook(lambda _: capture.problems.append(problem))  # type: ignore[no-untyped-call]
+
+    def _after_layer(self, unit: Unit, source: Tensor, output: Tensor) -> None:
+        """`_after_forward` without what only modules in general need: small steps feel that."""
+        capture = self._current_capture(unit) if output.requires_grad else None
+        if capture is None:
+            return
+        capture.forwards[unit] += 1
+        hook = functools.partial(self._at_layer_output, capture, unit, source.detach())
+        output.register_hook(hook)  # type: ignore[no-untyped-call]
+        if self.edges is not None:
+            self.edges.append(get_gradient_edge(output))
+
+    def _at_layer_output(
+        self, capture: NormCapture, unit: Unit, source: Tensor, grad: Tensor
+    ) -> None:
+        is_simple = (
+            capture.forwards[unit] == 1
+            and not unit.shares
+            and unit.block not in capture.norms_sq
+            and grad.dtype in (torch.float32, torch.float64)
+            and (source.dtype is grad.dtype or not source.is_floating_point())
+            and not torch.is_grad_enabled()
+        )
+        if is_simple and not self._must_verify(unit):
+            self._measure(capture, unit, source, grad)
+        else:
+            self._at_output(capture, unit, ((source,), {}), grad)
 
     def _current_capture(self, unit: Unit) -> NormCapture | None:
         if torch._C._current_graph_task_id() == _NO_TASK:
@@ -265,7 +303,7 @@ class BackpackEngine:
         if not unit.has_rule or unit.shares or capture.forwards[unit] > 1:
             capture.later[unit].append(use)
             return
-        if any(self._names[p] not in self._verified for p in unit.parameters.values()):
+        if self._must_verify(unit):
             for key, gradient in batch_gradients(use).items():
                 self._explain(capture, unit.parameters[key], gradient)
         if unit.block in capture.norms_sq:
@@ -273,6 +311,9 @@ class BackpackEngine:
         else:
             with torch.no_grad():
                 self._measure(capture, unit, args[0] if args else kwargs["input"], grad)
+
+    def _must_verify(self, unit: Unit) -> bool:
+        return any(self._names[p] not in self._verified for p in unit.parameters.values())
 
     def _explain(self, capture: NormCapture, parameter: nn.Parameter, gradient: Tensor) -> None:
         name = self._names[parameter]
@@ -282,6 +323,14 @@ class BackpackEngine:
     def _measure(self, capture: NormCapture, unit: Unit, source: Tensor, grad: Tensor) -> None:
         """Take a unit's norms from its rule."""
         module: Any = unit.module
+        if type(module) is nn.Linear and grad.dim() == 2 and "weight" in unit.parameters:
+            capture.outer[unit] = row_norms(source), row_norms(grad)
+            capture.norms_sq[unit.block] = capture.outer[unit][1]  # in its place until `finish`
+            return
+        together = layer_norms_sq(module, unit.parameters.keys(), source, grad)
+        if together is not None:
+            capture.norms_sq[unit.block] = together
+            return
         module.input0 = source
         module.output = grad  # BackPACK looks up its storage only
         try:
@@ -290,6 +339,17 @@ class BackpackEngine:
         finally:
             del module.input0, module.output
         capture.norms_sq[unit.block] = functools.reduce(torch.add, norms_sq)
+
+    def _multiply_outer(self, capture: NormCapture) -> None:
+        """Norms of linear layers over single vectors, ‖g aᵀ‖² + ‖g‖²: few calls for all of them."""
+        alike: dict[Any, list[Unit]] = defaultdict(list)
+        for unit, (source, grad) in capture.outer.items():
+            alike["bias" in unit.parameters, source.shape, source.dtype, grad.dtype].append(unit)
+        for (has_bias, *_), units in alike.items():
+            sources, grads = (torch.stack([capture.outer[u][k] for u in units]) for k in (0, 1))
+            norms_sq = sources.square_().add_(int(has_bias)).mul_(grads.square_())
+            capture.norms_sq |= zip((unit.block for unit in units), norms_sq, strict=True)
+        capture.outer.clear()
 
     def _add_up_uses(self, capture: NormCapture) -> None:
         """Norms of units that were differentiated, tied, or used several times."""
@@ -349,6 +409,8 @@ class BackpackEngine:
                 )
             else:
                 self._verified.add(name)
+        for name in self._watches.keys() & self._verified:
+            self._watches.pop(name).remove()  # Python in the backward pass costs on every step
         return problems
 
     def _reached(self, name: str, grad: Tensor) -> None:

@@ -3,7 +3,9 @@
 In linear layers over sequences and in convolutions, the weight's gradient is a sum of per-sample
 gradients. Here the backward pass forms those, takes their norms, and adds them up to the gradient
 that training uses, so nothing is computed twice. Where comparing positions is cheaper, that stands
-beside the ordinary gradient instead; which of the two, is measured once for each layer and shape.
+beside the ordinary gradient instead, and so does an estimate where one is asked for; which way is
+fastest, is measured once for each layer and shape. A linear layer over single vectors keeps its own
+backward pass: two norms per sample are all it takes.
 
 Gradients equal those of plain training to rounding, not bit for bit: the order of additions
 differs.
@@ -12,7 +14,7 @@ differs.
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,17 +26,32 @@ from probes.engines.differentiate import Use
 from probes.engines.layer_rules import (
     BATCH_NORMS,
     CONVOLUTIONS,
+    batch_norm_sums,
     chunks,
     conv_gradients,
+    conv_gram,
+    has_gram,
     outer_norms_sq,
     pad_source,
     row_norms,
-    unfold,
 )
 from probes.engines.units import Unit
 
-Parts = tuple[Tensor, Tensor]
-"""Gradient of the weight, and its squared norm for each sample."""
+
+class Parts(NamedTuple):
+    """Gradient of the weight, and its squared norm for each sample, exact or estimated."""
+
+    total: Tensor
+    norms_sq: Tensor
+    variance: Tensor | None = None
+
+
+Estimate = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From layer, input and output gradient to squared norms of the weight and their variance."""
+
+_ROUNDS = 5
+_LARGE = 2**16  # entries of a weight, from which on its gradients for a batch leave the cache
+_FULL_PRECISION = (torch.float32, torch.float64)
 
 _ROUTES: dict[Any, int] = {}
 """Index of the fastest route for each kind of layer and shape measured so far."""
@@ -44,6 +61,7 @@ class FusedEngine(BackpackEngine):
     """Like `BackpackEngine`, with the backward passes of the dearest layers replaced."""
 
     fused_kinds: ClassVar[set[type[nn.Module]]] = {nn.Linear, *CONVOLUTIONS, *BATCH_NORMS}
+    estimate: Estimate | None = None
 
     def _attach_unit(self, unit: Unit) -> None:
         if unit.has_rule and not unit.shares and self._fuses(unit):
@@ -61,10 +79,16 @@ class FusedEngine(BackpackEngine):
     def _forward_fused(
         self, unit: Unit, original: Callable[..., Tensor], *args: Any, **kwargs: Any
     ) -> Tensor:
+        if not (self.armed and torch.is_grad_enabled()):
+            return original(*args, **kwargs)
         source = args[0] if args else kwargs["input"]
         layer: Any = unit.module
-        if not (self.armed and torch.is_grad_enabled()) or source.dim() < _least_axes(layer):
+        if source.dim() < _least_axes(layer):
             return original(*args, **kwargs)
+        if isinstance(layer, nn.Linear) and source.dim() == 2:
+            output = original(*args, **kwargs)
+            self._after_forward(unit, layer, args, kwargs, output)
+            return output
         capture = self._current_capture(unit)
         if capture is not None:
             capture.forwards[unit] += 1
@@ -76,12 +100,18 @@ class FusedEngine(BackpackEngine):
             dtype = torch.get_autocast_dtype(device)
             source, weight = source.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
+        else:
+            return self._apply_fused(layer, source, weight, bias, sink)
         with torch.autocast(device, enabled=False):
-            if isinstance(layer, BATCH_NORMS):
-                return _FusedBatchNorm.apply(source, weight, bias, layer, sink)  # type: ignore[no-untyped-call]
-            if isinstance(layer, nn.Linear):
-                return _FusedLinear.apply(source, weight, bias, sink)  # type: ignore[no-untyped-call]
-            return _FusedConv.apply(source, weight, bias, layer, sink)  # type: ignore[no-untyped-call]
+            return self._apply_fused(layer, source, weight, bias, sink)
+
+    @staticmethod
+    def _apply_fused(layer: Any, source: Tensor, weight: Tensor, bias: Any, sink: Any) -> Tensor:
+        if isinstance(layer, BATCH_NORMS):
+            return _FusedBatchNorm.apply(source, weight, bias, layer, sink)  # type: ignore[no-untyped-call]
+        if isinstance(layer, nn.Linear):
+            return _FusedLinear.apply(source, weight, bias, layer, sink)  # type: ignore[no-untyped-call]
+        return _FusedConv.apply(source, weight, bias, layer, sink)  # type: ignore[no-untyped-call]
 
 
 class _Sink:
@@ -92,13 +122,26 @@ class _Sink:
         self._capture = capture
         self._unit = unit
 
-    def put(self, norms_sq: Tensor, source: Tensor, grad: Tensor) -> None:
+    def estimated(
+        self, layer: Any, source: Tensor, grad: Tensor, total: Callable[[], Tensor]
+    ) -> list[Callable[[], Parts]]:
+        """One more route, if norms may be estimated and this is a layer that it pays for."""
+        estimate = self._engine.estimate
+        if estimate is None or not worth_estimating(layer, grad):
+            return []
+        return [lambda: Parts(total(), *estimate(layer, source, grad))]
+
+    def put(
+        self, norms_sq: Tensor, source: Tensor, grad: Tensor, variance: Tensor | None = None
+    ) -> None:
         """Take the norms, or, of a layer used several times, what they can be made from later."""
         capture, unit = self._capture, self._unit
         if capture is None:
             return
         if capture.forwards[unit] == 1:
             capture.norms_sq[unit.block] = norms_sq
+            if variance is not None:
+                capture.variances[unit.block] = variance
         else:
             use = Use(unit.module, unit.parameters, (_float(source),), {}, _float(grad), 0)
             capture.later[unit].append(use)
@@ -113,6 +156,13 @@ class _ForwardRestorer:
 
     def remove(self) -> None:
         del self._module.forward
+
+
+def worth_estimating(layer: Any, grad: Tensor) -> bool:
+    """Whether a layer maps several positions of each sample, and without groups."""
+    if isinstance(layer, nn.Linear):
+        return grad.dim() > 2 and grad[0, ..., 0].numel() > 1
+    return type(layer) in CONVOLUTIONS and layer.groups == 1
 
 
 def _least_axes(layer: Any) -> int:
@@ -132,7 +182,10 @@ def fastest(key: Any, routes: Sequence[Callable[[], Parts]]) -> Parts:
     if len(routes) == 1:
         return routes[0]()
     if key not in _ROUTES:
-        times = [min(_time(route) for _ in range(3)) for route in routes]
+        # In turns, so that a busy moment of the machine falls on all of them; the least of several
+        # is what a route costs without such moments.
+        rounds = [[_time(route) for route in routes] for _ in range(_ROUNDS)]
+        times = [min(times) for times in zip(*rounds, strict=True)]
         _ROUTES[key] = times.index(min(times))
     return routes[_ROUTES[key]]()
 
@@ -140,11 +193,13 @@ def fastest(key: Any, routes: Sequence[Callable[[], Parts]]) -> Parts:
 def _time(route: Callable[[], Parts]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    start = time.perf_counter()
-    route()
-    if torch.cuda.is_available():
+        start = time.perf_counter()
+        route()
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+        return time.perf_counter() - start
+    start = time.thread_time()  # while others have the core, nothing is counted
+    route()
+    return time.thread_time() - start
 
 
 def _float(tensor: Tensor) -> Tensor:
@@ -155,24 +210,37 @@ def _add_up(gradients: Tensor) -> Parts:
     """Per-sample gradients (n, ...) to their sum and their squared norms."""
     flat = gradients.flatten(1)
     ones = flat.new_ones(1, len(flat))
-    return (ones @ flat).view(gradients.shape[1:]), row_norms(flat).square_()
+    return Parts((ones @ flat).view(gradients.shape[1:]), row_norms(flat).square_())
 
 
 def _in_chunks(n: int, bytes_each: int, form: Callable[[slice], Tensor]) -> Parts:
     total: Tensor | None = None
     norms = []
     for rows in chunks(n, bytes_each):
-        part, norm = _add_up(_float(form(rows)))
-        total = part if total is None else total + part
-        norms.append(norm)
-    return cast("Tensor", total), torch.cat(norms)
+        part = _add_up(_float(form(rows)))
+        total = part.total if total is None else total.add_(part.total)
+        norms.append(part.norms_sq)
+    return Parts(cast("Tensor", total), torch.cat(norms))
+
+
+def _one_by_one(left: Tensor, right: Tensor) -> Parts:
+    """Form a linear layer's gradients in one place, which stays in the processor's cache."""
+    each = left.new_empty(left.shape[2], right.shape[2])
+    total, norms = torch.zeros_like(each), []
+    for sample_left, sample_right in zip(left, right, strict=True):
+        torch.mm(sample_left.t(), sample_right, out=each)
+        total.add_(each)
+        norms.append(torch.linalg.vector_norm(each))
+    return Parts(total, torch.stack(norms).square_())
 
 
 class _FusedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, source: Tensor, weight: Tensor, bias: Tensor | None, sink: Any) -> Tensor:
+    def forward(
+        ctx: Any, source: Tensor, weight: Tensor, bias: Tensor | None, layer: Any, sink: Any
+    ) -> Tensor:
         ctx.save_for_backward(source, weight)
-        ctx.sink, ctx.has_bias = sink, bias is not None
+        ctx.layer, ctx.sink, ctx.has_bias = layer, sink, bias is not None
         return F.linear(source, weight, bias)
 
     @staticmethod
@@ -183,23 +251,29 @@ class _FusedLinear(torch.autograd.Function):
         left, right = grad.reshape(n, -1, d_out), source.reshape(n, -1, d_in)
         flat_left, flat_right = left.reshape(-1, d_out), right.reshape(-1, d_in)
 
+        def plain() -> Tensor:
+            return flat_left.t() @ flat_right
+
         def pairs() -> Parts:
-            return flat_left.t() @ flat_right, outer_norms_sq(_float(left), _float(right))
+            return Parts(plain(), outer_norms_sq(_float(left), _float(right)))
 
         def formed() -> Parts:
             return _in_chunks(n, 4 * d_in * d_out, lambda s: left[s].transpose(1, 2) @ right[s])
 
-        key = ("linear", left.shape, right.shape, grad.dtype, grad.device)
-        single = left.shape[1] == 1
-        total, norms_sq = fastest(key, [pairs] if single else [pairs, formed])
+        routes = [pairs, formed] if left.shape[1] > 1 else [pairs]
+        if left.shape[1] > 1 and weight.numel() >= _LARGE and grad.dtype in _FULL_PRECISION:
+            routes.append(lambda: _one_by_one(left, right))
+        routes += ctx.sink.estimated(ctx.layer, source, grad, plain)
+        key = ("linear", len(routes), left.shape, right.shape, grad.dtype, grad.device)
+        total, norms_sq, variance = fastest(key, routes)
         bias_grad = None
         if ctx.has_bias:
-            each = _float(flat_left) if single else _float(left).sum(1)
+            each = _float(left).sum(1)
             norms_sq = norms_sq + row_norms(each).square_()
             bias_grad = each.sum(0).to(grad.dtype)
-        ctx.sink.put(norms_sq, source, grad)
+        ctx.sink.put(norms_sq, source, grad, variance)
         source_grad = (flat_left @ weight).view(source.shape) if ctx.needs_input_grad[0] else None
-        return source_grad, total.to(weight.dtype), bias_grad, None
+        return source_grad, total.to(weight.dtype), bias_grad, None, None
 
 
 class _FusedBatchNorm(torch.autograd.Function):
@@ -210,19 +284,17 @@ class _FusedBatchNorm(torch.autograd.Function):
         ctx: Any, source: Tensor, weight: Tensor, bias: Tensor, layer: Any, sink: Any
     ) -> Tensor:
         mean, var = layer.running_mean, layer.running_var
-        ctx.save_for_backward(source, weight, mean, torch.rsqrt(var + layer.eps))
-        ctx.sink = sink
+        ctx.save_for_backward(source, weight, mean, var)
+        ctx.eps, ctx.sink = layer.eps, sink
         return F.batch_norm(source, mean, var, weight, bias, eps=layer.eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        source, weight, mean, rstd = ctx.saved_tensors
-        left, right = (t.reshape(*t.shape[:2], -1) for t in (grad, source))
-        offsets = _float(left).sum(2)
-        products = torch.einsum("ncl,ncl->nc", _float(left), _float(right))
-        scales = (products - mean * offsets) * rstd
-        ctx.sink.put(row_norms(scales).square_() + row_norms(offsets).square_(), source, grad)
+        source, weight, mean, var = ctx.saved_tensors
+        rstd = torch.rsqrt(var + ctx.eps)
+        scales, offsets = batch_norm_sums(_float(source), _float(grad), mean, rstd)
+        ctx.sink.put(row_norms(torch.cat([scales, offsets], 1)).square_(), source, grad)
         source_grad = None
         if ctx.needs_input_grad[0]:
             shape = (1, -1, *[1] * (grad.dim() - 2))
@@ -262,26 +334,28 @@ class _FusedConv(torch.autograd.Function):
                 mask,
             )
 
-        def pairs() -> Parts:
-            right = _float(unfold(layer, source)).transpose(1, 2)
-            left = _float(grad).flatten(2).transpose(1, 2)
-            return plain((False, True, False))[1], outer_norms_sq(left, right)
+        def plain_weight() -> Tensor:
+            return cast("Tensor", plain((False, True, False))[1])
 
-        routes = [
+        def pairs() -> Parts:
+            return Parts(plain_weight(), conv_gram(layer, _float(source), _float(grad)))
+
+        routes: list[Callable[[], Parts]] = [
             lambda: _in_chunks(
                 n, 4 * weight.numel(), lambda s: conv_gradients(layer, source[s], grad[s])
             )
         ]
-        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and grad[0, 0].numel() <= 256:
+        if has_gram(layer) and grad[0, 0].numel() <= 256:
             routes.append(pairs)
-        key = (str(layer), source.shape, grad.dtype, grad.device)
-        total, norms_sq = fastest(key, routes)
+        routes += ctx.sink.estimated(layer, source, grad, plain_weight)
+        key = (str(layer), len(routes), source.shape, grad.dtype, grad.device)
+        total, norms_sq, variance = fastest(key, routes)
         bias_grad = None
         if ctx.has_bias:
             each = _float(grad).flatten(2).sum(2)
             norms_sq = norms_sq + row_norms(each).square_()
             bias_grad = each.sum(0).to(grad.dtype)
-        ctx.sink.put(norms_sq, source, grad)
+        ctx.sink.put(norms_sq, source, grad, variance)
         source_grad = None
         if ctx.needs_input_grad[0]:
             source_grad = plain((True, False, False))[0]

@@ -13,7 +13,9 @@ a padding index, and none of them chooses a route.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, cast
 
 import torch
@@ -105,9 +107,8 @@ def embedding_weight(layer: nn.Embedding, source: Tensor, grad: Tensor) -> Tenso
 
 def conv_weight(layer: nn.Conv2d, source: Tensor, grad: Tensor) -> Tensor:
     """Weight of a convolution, transposed or not, with any groups, stride, dilation and padding."""
-    if _gram_pays(layer, source, grad):
-        unfolded = unfold(layer, source)
-        return outer_norms_sq(grad.flatten(2).transpose(1, 2), unfolded.transpose(1, 2))
+    if gram_pays(layer, grad):
+        return conv_gram(layer, source, grad)
     bytes_each = layer.weight.numel() * grad.element_size()
     parts = [
         row_norms(conv_gradients(layer, source[s], grad[s])).square_()
@@ -170,19 +171,82 @@ def pad_source(layer: nn.Conv2d, source: Tensor) -> tuple[Tensor, tuple[int, ...
     return F.pad(source, layer._reversed_padding_repeated_twice, mode=mode), zeros
 
 
-def _gram_pays(layer: nn.Conv2d, source: Tensor, grad: Tensor) -> bool:
-    """Whether pairs of positions cost less than the gradient; a factor 2 is for the unfolding."""
-    if not isinstance(layer, nn.Conv2d) or layer.groups > 1 or layer.transposed:
+def has_gram(layer: nn.Conv2d) -> bool:
+    """Whether `conv_gram` takes the layer: a 2-D convolution, of one group and no dilation."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == 1 and set(layer.dilation) == {1}
+
+
+def gram_pays(layer: nn.Conv2d, grad: Tensor) -> bool:
+    """Whether pairs of positions cost less than the gradient.
+
+    A sum over one tap of the kernel costs some 15 products: it is bound by memory. Kernels for the
+    gradient of one sample take about twice the time per product.
+    """
+    if not has_gram(layer):
         return False
-    positions = grad[0, 0].numel()
-    d_out, d_in = layer.weight.shape[0], layer.weight[0].numel()
-    return 2 * positions * (d_in + d_out) < d_in * d_out
+    rows, columns, pixels = _grid(layer, grad)
+    positions, (d_out, channels), taps = rows * columns, layer.weight.shape[:2], layer.weight[0, 0]
+    phases = min(taps.numel(), math.prod(layer.stride))
+    pairs = phases * pixels**2 * channels + positions**2 * (d_out + 15 * taps.numel())
+    return pairs < 2 * positions * layer.weight.numel()
 
 
-def unfold(layer: nn.Conv2d, source: Tensor) -> Tensor:
-    """Patches that a 2-D convolution sees, shape (n, channels × kernel, positions)."""
+def _grid(layer: nn.Conv2d, grad: Tensor) -> tuple[int, int, int]:
+    rows, columns = (
+        size + (kernel - 1) // step
+        for size, kernel, step in zip(grad.shape[2:], layer.kernel_size, layer.stride, strict=True)
+    )
+    return rows, columns, rows * columns
+
+
+def conv_gram(layer: nn.Conv2d, source: Tensor, grad: Tensor) -> Tensor:
+    """Weight of a 2-D convolution from pairs of positions, without unfolding its input.
+
+    Pairs of patches are sums of pairs of pixels, one for each tap of the kernel: ⟨a_t, a_s⟩ =
+    Σ_δ ⟨x_{t+δ}, x_{s+δ}⟩. So the pixels' Gram matrix is taken once, and shifted along its diagonal
+    for each tap. With a stride, taps fall into phases, each with its own grid of pixels.
+
+    Args:
+        layer: The convolution; `has_gram` holds for it.
+        source: Its input, shape (N, channels, height, width).
+        grad: Gradient at its output.
+
+    Returns:
+        Squared norms, shape (N,).
+    """
     source, padding = pad_source(layer, source)
-    return F.unfold(source, layer.kernel_size, layer.dilation, padding, layer.stride)
+    *_, pixels = _grid(layer, grad)
+    parts = chunks(len(grad), 3 * pixels**2 * grad.element_size())
+    return torch.cat([_gram_part(layer, source[s], padding, grad[s]) for s in parts])
+
+
+def _gram_part(layer: Any, source: Tensor, padding: tuple[int, ...], grad: Tensor) -> Tensor:
+    (step_y, step_x), (taps_y, taps_x) = layer.stride, layer.kernel_size
+    rows, columns, _ = _grid(layer, grad)
+    height, width = source.shape[2:]
+    (top, left), right = padding, columns * step_x - width - padding[1]
+    source = F.pad(source, (left, right, top, rows * step_y - height - top))
+    # Outputs lie on the same grid as pixels. Between its rows they are 0, and so are their pairs.
+    n_positions = (grad.shape[2] - 1) * columns + grad.shape[3]
+    outputs = F.pad(grad, (0, columns - grad.shape[3])).flatten(2)[..., :n_positions]
+    output_pairs = outputs.transpose(1, 2) @ outputs
+    norms_sq = grad.new_zeros(len(grad))
+    for y, x in itertools.product(range(min(step_y, taps_y)), range(min(step_x, taps_x))):
+        pixels = source[..., y::step_y, x::step_x].flatten(2)
+        n_rows, n_columns = len(range(y, taps_y, step_y)), len(range(x, taps_x, step_x))
+        pairs = pixels.transpose(1, 2) @ pixels
+        pairs = _shifted_sum(pairs, n_columns, 1, n_positions + (n_rows - 1) * columns)
+        pairs = _shifted_sum(pairs, n_rows, columns, n_positions)
+        norms_sq += (pairs * output_pairs).sum((1, 2))
+    return norms_sq
+
+
+def _shifted_sum(pairs: Tensor, n: int, shift: int, size: int) -> Tensor:
+    total = pairs[:, :size, :size]
+    for at in range(shift, n * shift, shift):
+        shifted = pairs[:, at : at + size, at : at + size]
+        total = total + shifted if at == shift else total.add_(shifted)
+    return total
 
 
 def channel_bias(layer: nn.Module, source: Tensor, grad: Tensor) -> Tensor:
@@ -202,10 +266,40 @@ def channel_scale(layer: Any, source: Tensor, grad: Tensor) -> Tensor:
 
 def batch_norm_scale(layer: Any, source: Tensor, grad: Tensor) -> Tensor:
     """Gradient of BatchNorm's scale in eval mode: (Σ g·x − μ Σ g)/σ, without forming x̂."""
+    rstd = torch.rsqrt(layer.running_var + layer.eps)
+    return batch_norm_sums(source, grad, layer.running_mean, rstd)[0]
+
+
+def batch_norm_sums(
+    source: Tensor, grad: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Per-sample gradients of BatchNorm's scale and bias in eval mode, each (N, channels)."""
     left, right = grad.reshape(*grad.shape[:2], -1), source.reshape(*source.shape[:2], -1)
-    products = torch.einsum("ncl,ncl->nc", left, right)
-    centred = products - layer.running_mean * left.sum(2)
-    return centred * torch.rsqrt(layer.running_var + layer.eps)
+    offsets, products = left.sum(2), (left * right).sum(2)  # einsum is 5 times slower
+    return (products - mean * offsets) * rstd, offsets
+
+
+def layer_norms_sq(
+    layer: Any, names: Collection[str], source: Tensor, grad: Tensor
+) -> Tensor | None:
+    """Squared norms over weight and bias of a layer together, where that saves work.
+
+    Args:
+        layer: The layer.
+        names: Its trainable parameters.
+        source: Its input.
+        grad: Gradient at its output.
+
+    Returns:
+        Shape (N,), or None where each parameter's rule may as well be used.
+    """
+    if len(names) < 2:
+        return None
+    if type(layer) in BATCH_NORMS:
+        rstd = torch.rsqrt(layer.running_var + layer.eps)
+        sums = batch_norm_sums(source, grad, layer.running_mean, rstd)
+        return row_norms(torch.cat(sums, 1)).square_()
+    return None
 
 
 def shape_bias(layer: Any, source: Tensor, grad: Tensor) -> Tensor:
