@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from probes.engines.extra_pass import extra_pass
 from probes.engines.second_moments import SecondMomentEngine
-from probes.engines.units import find_problems, find_units
+from probes.engines.units import find_owners, find_problems, find_units
 from probes.errors import UnsupportedModelError
 from probes.fisher_estimate import (
     BatchValues,
@@ -178,7 +178,7 @@ def _batch(plan: Plan) -> FisherEstimate:
         mixing = [text for module, text in found if isinstance(module, _BatchNorm)]
         if mixing:
             raise UnsupportedModelError.listing("FisherTrace", mixing, _MIXING_REMEDY)
-        block_of = {p: u.block for u in find_units(plan.model) for p in u.parameters.values()}
+        block_of = {p: u.block for p, u in find_owners(find_units(plan.model)).items()}
         blocks = list(dict.fromkeys(block_of.values()))
         budget, n = plan.draws or len(plan.data), len(plan.data)
         order, generator = torch.Generator().manual_seed(plan.seed), plan.generator()
