@@ -101,18 +101,20 @@ class _Softmax:
 
     def columns(self, output: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
         # H = S Sᵀ with S = diag(√p) − p √pᵀ, whose null vector is √p. A reflection that maps the
-        # last axis to √p leaves C − 1 columns: √p ∘ (e_j − √p_j (√p + e_C) / (1 + √p_C)).
+        # axis of the likeliest class t to √p leaves C − 1 columns, one for each other class:
+        # √p ∘ (e_j − √p_j (√p + e_t) / (1 + √p_t)). Any other t would cancel where p_j is near 1.
         root = _as_rows(output).to(_at_least_float32(output)).softmax(1).sqrt_()
-        mirror = root.clone()
-        mirror[:, -1] += 1
-        mirror /= mirror[:, -1:]
+        top = root.argmax(1, keepdim=True)
+        mirror = root.scatter_add(1, top, torch.ones_like(root[:, :1]))
+        mirror /= mirror.gather(1, top)
         n_classes = output.shape[-1]
         positions = math.prod(output.shape[1:-1])
         for place in range(positions):
             here = torch.arange(len(root), device=root.device) % positions == place
             for j in range(n_classes - 1):
-                column = -root[:, j : j + 1] * mirror
-                column[:, j] += 1
+                axis = torch.where(top == j, n_classes - 1, j)
+                column = -root.gather(1, axis) * mirror
+                column.scatter_add_(1, axis, torch.ones_like(column[:, :1]))
                 column *= root * here.unsqueeze(1)
                 column = column.view(output.shape)
                 yield (
@@ -122,7 +124,7 @@ class _Softmax:
                 )
 
     def log_likelihood(self, output: Tensor, labels: Tensor) -> Tensor:
-        rows, flat = _as_rows(output), labels.reshape(-1)
+        rows, flat = _as_rows(output).to(_at_least_float32(output)), labels.reshape(-1)
         losses = F.cross_entropy(rows, flat, reduction="none", ignore_index=IGNORED)
         return -losses.reshape(len(output), -1).sum(1)
 
@@ -140,8 +142,9 @@ class _Bernoulli:
         return _axes(_counted(_variance(output).sqrt_(), labels))
 
     def log_likelihood(self, output: Tensor, labels: Tensor) -> Tensor:
-        targets = labels.reshape(output.shape).to(output.dtype)
-        losses = F.binary_cross_entropy_with_logits(output, targets, reduction="none")
+        z = output.to(_at_least_float32(output))
+        targets = labels.reshape(output.shape).to(z.dtype)
+        losses = F.binary_cross_entropy_with_logits(z, targets, reduction="none")
         return -_counted(losses, labels.reshape(output.shape)).flatten(1).sum(1)
 
 
@@ -149,16 +152,17 @@ class _Gaussian:
     """Means of labels with variance 1, any shape (N, ...); H = I, and the loss is ½‖y − z‖²."""
 
     def trace(self, output: Tensor, labels: Tensor | None) -> Tensor:
-        return _counted(torch.ones_like(output), labels).flatten(1).sum(1)
+        return _counted(_ones(output), labels).flatten(1).sum(1)
 
     def draw(self, output: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         return _counted(_signs(output, generator), labels)
 
     def columns(self, output: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
-        return _axes(_counted(torch.ones_like(output), labels))
+        return _axes(_counted(_ones(output), labels))
 
     def log_likelihood(self, output: Tensor, labels: Tensor) -> Tensor:
-        losses = 0.5 * (labels.reshape(output.shape).to(output.dtype) - output).square()
+        z = output.to(_at_least_float32(output))
+        losses = 0.5 * (labels.reshape(output.shape).to(z.dtype) - z).square()
         return -_counted(losses, labels.reshape(output.shape)).flatten(1).sum(1)
 
 
@@ -177,6 +181,10 @@ def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _variance(output: Tensor) -> Tensor:
     z = output.to(_at_least_float32(output))
     return z.sigmoid() * (-z).sigmoid()
+
+
+def _ones(output: Tensor) -> Tensor:
+    return torch.ones_like(output, dtype=_at_least_float32(output))
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
