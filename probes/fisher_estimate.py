@@ -128,12 +128,12 @@ class DrawValues:
 
     Attributes:
         rows: ‖Jᵀv̂‖² of each draw, with v̂ of unit length.
-        traces: tr H of each draw's input.
+        chosen: Index of each draw's input.
         all_traces: tr H of each input of the probe set.
     """
 
     rows: np.ndarray
-    traces: np.ndarray
+    chosen: np.ndarray
     all_traces: np.ndarray
 
     @property
@@ -150,11 +150,18 @@ class DrawValues:
         m, n, mean = len(column), len(self.all_traces), self.mean(column)
         differences = column[::2] - column[1::2]
         drawn = float(self.all_traces.mean() ** 2 * (differences**2).sum()) / m**2
-        if n < 2 or not self.traces.any():
+        if n < 2:
+            return math.nan, drawn
+        traces = self.all_traces[self.chosen]
+        if not traces.any():
             return drawn, drawn
-        # An input's value is its tr H, known for all inputs, times what draws of it bring, whose
-        # mean square is weighted by tr H. It holds the directions' variance too: the careful side.
-        mean_square = float((self.traces * column**2).sum() / self.traces.sum())
+        # An input's value is its tr H, known for all inputs, times the mean over its directions,
+        # whose mean square is weighted by tr H. A draw's square holds the directions' variance too,
+        # which pairs on one input tell; where there are none, draws are few and their error rules.
+        mean_square = float((traces * column**2).sum() / traces.sum())
+        twice = traces[::2] * (self.chosen[::2] == self.chosen[1::2])
+        if twice.any():
+            mean_square -= float((twice * differences**2).sum() / (2 * twice.sum()))
         spread = float((self.all_traces**2).mean()) * mean_square - mean**2
         return drawn + max(spread, 0.0) / (n - 1), drawn
 

@@ -138,7 +138,7 @@ def _mc(plan: Plan, passes: Passes) -> FisherEstimate:
             for start in range(0, len(new), plan.batch_size)
         ]
         rows = np.concatenate(parts, axis=1)
-        values = DrawValues(rows[0], traces[chosen], traces)
+        values = DrawValues(rows[0], chosen, traces)
         pending = plan.still_to_draw(values, budget)
     measured = Measured(
         blocks=passes.blocks,
