@@ -95,28 +95,43 @@ class InputValues:
 
 @dataclass(frozen=True)
 class BatchValues:
-    """One row per batch: `batch`. A batch's value has both its inputs' and its draws' variance."""
+    """Two rows per batch, whose vectors were drawn twice: `batch`.
+
+    What differs between the two is the draws' doing; what they have in common varies with the
+    batch's inputs. Passes over the probe set take each input once, so its inputs bring no error to
+    a whole pass.
+
+    Attributes:
+        rows: Squared norm of the summed gradient over the batch's size, places 2k and 2k + 1.
+        sizes: Inputs of each batch.
+        n: Inputs of the probe set.
+    """
 
     rows: np.ndarray
     sizes: np.ndarray
+    n: int
 
     @property
     def n_draws(self) -> int:
-        """Inputs passed."""
-        return int(self.sizes.sum())
+        """Vectors drawn."""
+        return 2 * int(self.sizes.sum())
 
     def mean(self, column: np.ndarray) -> float:
         """Mean over the batches, by their sizes."""
-        return float(np.average(column, weights=self.sizes))
+        return float(np.average(column, weights=np.repeat(self.sizes, 2)))
 
     def variances(self, column: np.ndarray) -> tuple[float, float]:
-        """From the spread between batches."""
-        if len(column) < 2:
-            return math.nan, math.nan
-        shares = self.sizes / self.sizes.sum()
-        residuals = column - self.mean(column)
-        variance = (shares**2 * residuals**2).sum() / (1 - (shares**2).sum())
-        return float(variance), float(variance)
+        """From what two draws have in common and what they have not."""
+        first, second = column[::2], column[1::2]
+        passed, n_batches = self.sizes.sum(), len(self.sizes)
+        drawn = float((self.sizes**2 * (first - second) ** 2).sum()) / (2 * passed) ** 2
+        if n_batches < 2:
+            return math.nan, drawn if passed % self.n == 0 else math.nan
+        common = self.sizes * (first - self.mean(column)) * (second - self.mean(column))
+        spread = max(float(common.sum()) / (n_batches - 1), 0.0)
+        extra = passed % self.n  # inputs that were passed once more than the others
+        drawn += spread * extra * (1 - extra / self.n) / passed**2
+        return drawn + spread / self.n, drawn
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class _Softmax:
                 )
 
     def log_likelihood(self, output: Tensor, labels: Tensor) -> Tensor:
-        rows, flat = _as_rows(output).to(_at_least_float32(output)), labels.reshape(-1)
+        rows, flat = _as_rows(output).to(_at_least_float32(output)), labels.reshape(-1).long()
         losses = F.cross_entropy(rows, flat, reduction="none", ignore_index=IGNORED)
         return -losses.reshape(len(output), -1).sum(1)
 
