@@ -85,18 +85,23 @@ class _Softmax:
         return _counted(spread, labels).reshape(len(output), -1).sum(1)
 
     def draw(self, output: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        def rows(logits: Tensor) -> Tensor:
+        def rows(logits: Tensor, place: Tensor, sign: Tensor) -> Tensor:
             p, rest, lengths_sq = _probabilities(logits)
             weights = p * lengths_sq
             spread = weights.sum(1, keepdim=True)
             certain = spread <= torch.finfo(p.dtype).tiny  # nothing to draw from, and v is 0
-            label = torch.multinomial(weights + certain, 1, generator=generator)
+            label = _at_place(weights + certain, place)
             direction = (-p).scatter_(1, label, rest.gather(1, label))
             length = lengths_sq.gather(1, label).sqrt_().clamp_min_(torch.finfo(p.dtype).tiny)
-            scale = spread.sqrt() / length * _signs(spread, generator)
+            scale = spread.sqrt() / length * sign
             return direction * torch.where(certain, 0.0, scale)
 
-        v = _by_rows(rows, _as_rows(output)).view(output.shape)
+        # All randomness comes before the division into rows, which a memory budget decides.
+        logits = _as_rows(output)
+        place = torch.rand(
+            (len(logits), 1), generator=generator, device=output.device, dtype=torch.float64
+        )
+        v = _by_rows(rows, logits, place, _signs(logits[:, :1], generator)).view(output.shape)
         return v if labels is None or output.dim() == 2 else _counted(v, labels.unsqueeze(-1))
 
     def columns(self, output: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
@@ -211,9 +216,17 @@ def _as_rows(output: Tensor) -> Tensor:
     return output.reshape(-1, output.shape[-1])
 
 
-def _by_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+def _at_place(weights: Tensor, place: Tensor) -> Tensor:
+    """Column in each row that a place in [0, 1) falls on, when each is as wide as its weight."""
+    cumulative = weights.cumsum(1, dtype=torch.float64)
+    found = torch.searchsorted(cumulative, place * cumulative[:, -1:], right=True)
+    return found.clamp_max_(weights.shape[1] - 1)
+
+
+def _by_rows(function: Callable[..., Tensor], rows: Tensor, *others: Tensor) -> Tensor:
     """Apply a function to a few rows at a time: a vocabulary's probabilities are large."""
-    return torch.cat([function(rows[s]) for s in chunks(len(rows), 4 * rows[:1].numel() * 8)])
+    parts = chunks(len(rows), 4 * rows[:1].numel() * 8)
+    return torch.cat([function(rows[s], *(other[s] for other in others)) for s in parts])
 
 
 def _at_least_float32(tensor: Any) -> torch.dtype:
