@@ -51,7 +51,7 @@ def generator(seed=0):
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(z=outputs(12))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_outer_products_of_the_columns_add_up_to_h(likelihood, dtype, z):
     z = z.to(dtype)
     columns = output_fisher(likelihood).columns(z, None)
@@ -62,7 +62,7 @@ def test_outer_products_of_the_columns_add_up_to_h(likelihood, dtype, z):
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(z=outputs(12), seed=st.integers(0, 2**31))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_a_drawn_vector_is_as_long_as_the_trace_says(likelihood, dtype, z, seed):
     z = z.to(dtype)
     fisher = output_fisher(likelihood)
@@ -112,7 +112,7 @@ def test_a_softmax_draw_points_from_p_to_a_class_with_its_share_of_the_trace():
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @given(z=outputs(12, min_dims=3), seed=st.integers(0, 2**31))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_ignored_positions_give_zeros_and_do_not_change_the_others(likelihood, z, seed):
     fisher = output_fisher(likelihood)
     shape = z.shape[:-1] if likelihood == "softmax" else z.shape
@@ -134,7 +134,7 @@ def test_ignored_positions_give_zeros_and_do_not_change_the_others(likelihood, z
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.bfloat16])
 @given(z=outputs(1e4), seed=st.integers(0, 2**31))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_extreme_outputs_give_finite_numbers(likelihood, dtype, z, seed):
     fisher, z = output_fisher(likelihood), z.to(dtype)
     v, trace = fisher.draw(z, None, generator(seed)), fisher.trace(z, None)
