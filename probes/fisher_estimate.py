@@ -95,28 +95,43 @@ class InputValues:
 
 @dataclass(frozen=True)
 class BatchValues:
-    """One row per batch: `batch`. A batch's value has both its inputs' and its draws' variance."""
+    """Two rows per batch, whose vectors were drawn twice: `batch`.
+
+    What differs between the two is the draws' doing; what they have in common varies with the
+    batch's inputs. Passes over the probe set take each input once, so its inputs bring no error to
+    a whole pass.
+
+    Attributes:
+        rows: Squared norm of the summed gradient over the batch's size, places 2k and 2k + 1.
+        sizes: Inputs of each batch.
+        n: Inputs of the probe set.
+    """
 
     rows: np.ndarray
     sizes: np.ndarray
+    n: int
 
     @property
     def n_draws(self) -> int:
-        """Inputs passed."""
-        return int(self.sizes.sum())
+        """Vectors drawn."""
+        return 2 * int(self.sizes.sum())
 
     def mean(self, column: np.ndarray) -> float:
         """Mean over the batches, by their sizes."""
-        return float(np.average(column, weights=self.sizes))
+        return float(np.average(column, weights=np.repeat(self.sizes, 2)))
 
     def variances(self, column: np.ndarray) -> tuple[float, float]:
-        """From the spread between batches."""
-        if len(column) < 2:
-            return math.nan, math.nan
-        shares = self.sizes / self.sizes.sum()
-        residuals = column - self.mean(column)
-        variance = (shares**2 * residuals**2).sum() / (1 - (shares**2).sum())
-        return float(variance), float(variance)
+        """From what two draws have in common and what they have not."""
+        first, second = column[::2], column[1::2]
+        passed, n_batches = self.sizes.sum(), len(self.sizes)
+        drawn = float((self.sizes**2 * (first - second) ** 2).sum()) / (2 * passed) ** 2
+        if n_batches < 2:
+            return math.nan, drawn if passed % self.n == 0 else math.nan
+        common = self.sizes * (first - self.mean(column)) * (second - self.mean(column))
+        spread = max(float(common.sum()) / (n_batches - 1), 0.0)
+        extra = passed % self.n  # inputs that were passed once more than the others
+        drawn += spread * extra * (1 - extra / self.n) / passed**2
+        return drawn + spread / self.n, drawn
 
 
 @dataclass(frozen=True)
@@ -128,12 +143,12 @@ class DrawValues:
 
     Attributes:
         rows: ‖Jᵀv̂‖² of each draw, with v̂ of unit length.
-        traces: tr H of each draw's input.
+        chosen: Index of each draw's input.
         all_traces: tr H of each input of the probe set.
     """
 
     rows: np.ndarray
-    traces: np.ndarray
+    chosen: np.ndarray
     all_traces: np.ndarray
 
     @property
@@ -150,11 +165,18 @@ class DrawValues:
         m, n, mean = len(column), len(self.all_traces), self.mean(column)
         differences = column[::2] - column[1::2]
         drawn = float(self.all_traces.mean() ** 2 * (differences**2).sum()) / m**2
-        if n < 2 or not self.traces.any():
+        if n < 2:
+            return math.nan, drawn
+        traces = self.all_traces[self.chosen]
+        if not traces.any():
             return drawn, drawn
-        # An input's value is its tr H, known for all inputs, times what draws of it bring, whose
-        # mean square is weighted by tr H. It holds the directions' variance too: the careful side.
-        mean_square = float((self.traces * column**2).sum() / self.traces.sum())
+        # An input's value is its tr H, known for all inputs, times the mean over its directions,
+        # whose mean square is weighted by tr H. A draw's square holds the directions' variance too,
+        # which pairs on one input tell; where there are none, draws are few and their error rules.
+        mean_square = float((traces * column**2).sum() / traces.sum())
+        twice = traces[::2] * (self.chosen[::2] == self.chosen[1::2])
+        if twice.any():
+            mean_square -= float((twice * differences**2).sum() / (2 * twice.sum()))
         spread = float((self.all_traces**2).mean()) * mean_square - mean**2
         return drawn + max(spread, 0.0) / (n - 1), drawn
 

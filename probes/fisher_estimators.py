@@ -6,7 +6,6 @@ which vectors, for which inputs, and whether the norms are per sample or of a ba
 
 import functools
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,67 +15,28 @@ from tqdm import tqdm
 
 from probes.engines.extra_pass import extra_pass
 from probes.engines.second_moments import SecondMomentEngine
-from probes.engines.units import find_problems, find_units
+from probes.engines.units import find_owners, find_problems, find_units
 from probes.errors import UnsupportedModelError
 from probes.fisher_estimate import (
     BatchValues,
     DrawValues,
     FisherEstimate,
     InputValues,
-    Kind,
     Measured,
 )
 from probes.fisher_passes import Passes, block_norms_sq
-from probes.likelihood import OutputFisher
+from probes.fisher_plan import PILOT, Plan
 from probes.neutral import neutral
-from probes.probe_set import ProbeSet
 
 _BUDGET = 1024
-_PILOT = 64
-"""Draws before the first look at the error: fewer would not tell it well enough to stop."""
+_BATCHES = 16
+"""Least batches in a pass of `batch`, each of which has one value, however large, to tell."""
 
 _REMEDY = (
     "The Fisher trace needs every trainable parameter; freeze or replace these layers, or take "
     "kind='batch', which needs no per-sample gradients."
 )
 _MIXING_REMEDY = "Give these layers running statistics, freeze them, or replace them."
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to estimate on which data: the arguments of `fisher_trace`, checked."""
-
-    model: nn.Module
-    data: ProbeSet
-    kind: Kind
-    output: OutputFisher
-    target_stderr: float | None
-    draws: int | None
-    batch_size: int
-    seed: int
-    diagonal: bool
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
-
-    def generator(self) -> torch.Generator:
-        """Randomness of the drawn vectors, on the model's device."""
-        return torch.Generator(self.device).manual_seed(self.seed)
-
-    def still_to_draw(self, values: DrawValues, budget: int) -> int:
-        """How many more draws the target asks for, as far as the error is known; even."""
-        done, error = values.n_draws, _relative_error(values)
-        if self.target_stderr is None or done >= budget or error <= self.target_stderr:
-            return 0
-        needed = 1.1 * done * (error / self.target_stderr) ** 2 if math.isfinite(error) else budget
-        return int(min(max(needed - done, _PILOT // 2), budget - done)) // 2 * 2
-
-    def is_met(self, values: DrawValues | BatchValues) -> bool | None:
-        """Whether the target was reached; None if there is none."""
-        target = self.target_stderr
-        return None if target is None else _relative_error(values) <= target
 
 
 def estimate(plan: Plan) -> FisherEstimate:
@@ -105,8 +65,9 @@ def _exact(plan: Plan, passes: Passes) -> FisherEstimate:
     batches = plan.data.batches(plan.batch_size, plan.device)
     for inputs, labels in tqdm(batches, "exact Fisher", n_batches, disable=None, leave=False):
         output, capture = passes.forward(inputs)
+        plan.check(output, inputs, labels)
         rows = np.zeros((2, len(inputs), len(passes.blocks)))
-        for vectors in plan.output.columns(output.detach(), _mask(labels)):
+        for vectors in plan.output.columns(output.detach(), plan.mask(labels)):
             rows += passes.backward(capture, _along(output, vectors), retain_graph=True)
         parts.append(rows)
     return passes.estimate(plan.kind, InputValues, np.concatenate(parts, axis=1))
@@ -117,6 +78,7 @@ def _empirical(plan: Plan, passes: Passes) -> FisherEstimate:
     for inputs, labels in plan.data.batches(plan.batch_size, plan.device):
         assert labels is not None  # noqa: S101 (checked by fisher_trace)
         output, capture = passes.forward(inputs)
+        plan.check(output, inputs, labels)
         scores = plan.output.log_likelihood(output, labels)
         parts.append(passes.backward(capture, scores, gradient=True))
     estimate = passes.estimate(plan.kind, InputValues, np.concatenate(parts, axis=1))
@@ -129,7 +91,7 @@ def _mc(plan: Plan, passes: Passes) -> FisherEstimate:
     budget = max(2, (plan.draws or _BUDGET) // 2 * 2)
     generator = plan.generator()
     chosen, parts = np.empty(0, dtype=np.int64), []
-    pending = budget if plan.target_stderr is None else min(_PILOT, budget)
+    pending = budget if plan.target_stderr is None else min(PILOT, budget)
     while pending:
         new = strata.draw(pending)
         chosen = np.concatenate([chosen, new])
@@ -138,7 +100,7 @@ def _mc(plan: Plan, passes: Passes) -> FisherEstimate:
             for start in range(0, len(new), plan.batch_size)
         ]
         rows = np.concatenate(parts, axis=1)
-        values = DrawValues(rows[0], traces[chosen], traces)
+        values = DrawValues(rows[0], chosen, traces)
         pending = plan.still_to_draw(values, budget)
     measured = Measured(
         blocks=passes.blocks,
@@ -158,7 +120,8 @@ def _output_traces(plan: Plan, passes: Passes) -> tuple[np.ndarray, np.ndarray]:
     with torch.no_grad():
         for inputs, labels in plan.data.batches(plan.batch_size, plan.device):
             output = plan.model(inputs)
-            traces.append(plan.output.trace(output, _mask(labels)))
+            plan.check(output, inputs, labels)
+            traces.append(plan.output.trace(output, plan.mask(labels)))
             predicted.append(output.flatten(1).argmax(1))
     on_host = torch.cat(traces).double().cpu().numpy()
     return on_host, np.lexsort((on_host, torch.cat(predicted).cpu().numpy()))
@@ -167,7 +130,7 @@ def _output_traces(plan: Plan, passes: Passes) -> tuple[np.ndarray, np.ndarray]:
 def _draw(plan: Plan, passes: Passes, chosen: np.ndarray, generator: torch.Generator) -> np.ndarray:
     inputs, labels = plan.data.rows(torch.from_numpy(chosen), plan.device)
     output, capture = passes.forward(inputs)
-    vectors = plan.output.draw(output.detach(), _mask(labels), generator)
+    vectors = plan.output.draw(output.detach(), plan.mask(labels), generator)
     lengths = vectors.flatten(1).norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
     return passes.backward(capture, _along(output, vectors) / lengths)
 
@@ -178,29 +141,49 @@ def _batch(plan: Plan) -> FisherEstimate:
         mixing = [text for module, text in found if isinstance(module, _BatchNorm)]
         if mixing:
             raise UnsupportedModelError.listing("FisherTrace", mixing, _MIXING_REMEDY)
-        block_of = {p: u.block for u in find_units(plan.model) for p in u.parameters.values()}
+        if not any(p.requires_grad for p in plan.model.parameters()):
+            raise UnsupportedModelError.listing(
+                "FisherTrace", ["no parameter is trainable"], _REMEDY
+            )
+        block_of = {p: u.block for p, u in find_owners(find_units(plan.model)).items()}
         blocks = list(dict.fromkeys(block_of.values()))
-        budget, n = plan.draws or len(plan.data), len(plan.data)
+        n = len(plan.data)
+        budget = max(1, (2 * n if plan.draws is None else plan.draws) // 2)
+        size = min(plan.batch_size, math.ceil(min(n, budget) / _BATCHES))
         order, generator = torch.Generator().manual_seed(plan.seed), plan.generator()
         rows: list[np.ndarray] = []
         sizes: list[int] = []
         is_met: bool | None = None
         while sum(sizes) < budget and not is_met:
             shuffled = torch.randperm(n, generator=order)[: budget - sum(sizes)]
-            for chosen in torch.split(shuffled, plan.batch_size):
-                inputs, labels = plan.data.rows(chosen, plan.device)
-                output = plan.model(inputs)
-                vectors = plan.output.draw(output.detach(), _mask(labels), generator)
-                total = _along(output, vectors).sum()
-                gradients = torch.autograd.grad(total, list(block_of), allow_unused=True)
-                norms_sq = block_norms_sq(gradients, list(block_of.values()), blocks)
-                rows.append(norms_sq / len(chosen))
+            for chosen in torch.split(shuffled, size):
+                rows += _two_batch_norms(plan, chosen, block_of, generator)
                 sizes.append(len(chosen))
-            values = BatchValues(np.stack(rows), np.array(sizes))
+            values = BatchValues(np.stack(rows), np.array(sizes), n)
             is_met = plan.is_met(values)
     weights = block_norms_sq(list(block_of), list(block_of.values()), blocks)
     measured = Measured(blocks, values, None, weights.tolist(), n, values.n_draws, is_met)
     return measured.estimate("batch")
+
+
+def _two_batch_norms(
+    plan: Plan, chosen: Tensor, block_of: dict[nn.Parameter, str], generator: torch.Generator
+) -> list[np.ndarray]:
+    """B ‖(1/B) Σ_i J_iᵀ v_i‖² by block, for two draws of the vectors v."""
+    inputs, labels = plan.data.rows(chosen, plan.device)
+    output = plan.model(inputs)
+    plan.check(output, inputs, labels)
+    owners = list(block_of.values())
+    rows = []
+    for retain in (True, False):
+        vectors = plan.output.draw(output.detach(), plan.mask(labels), generator)
+        total = _along(output, vectors).sum()
+        gradients = torch.autograd.grad(
+            total, list(block_of), retain_graph=retain, allow_unused=True
+        )
+        norms_sq = block_norms_sq(gradients, owners, list(dict.fromkeys(owners)))
+        rows.append(norms_sq / len(chosen))
+    return rows
 
 
 class _Strata:
@@ -228,14 +211,3 @@ class _Strata:
 def _along(output: Tensor, vectors: Tensor) -> Tensor:
     """⟨v, z⟩ of each sample, whose gradient is Jᵀv."""
     return (output * vectors).flatten(1).sum(1)
-
-
-def _mask(labels: Tensor | None) -> Tensor | None:
-    """Labels by position; only those can say that a position does not count."""
-    return labels if labels is not None and labels.dim() > 1 else None
-
-
-def _relative_error(values: DrawValues | BatchValues) -> float:
-    total = values.rows.sum(1)
-    mean, (_, drawn) = values.mean(total), values.variances(total)
-    return math.sqrt(drawn) / mean if mean else 0.0

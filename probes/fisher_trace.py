@@ -15,7 +15,8 @@ from typing import Any, get_args
 from torch import nn
 
 from probes.fisher_estimate import FisherEstimate, Kind
-from probes.fisher_estimators import Plan, estimate
+from probes.fisher_estimators import estimate
+from probes.fisher_plan import Plan
 from probes.likelihood import Likelihood, output_fisher
 from probes.probe import Event, Finding, Probe, Scalar, Vector
 from probes.probe_set import ProbeSet
@@ -47,7 +48,8 @@ def fisher_trace(
       drawn. A forward pass over the probe set finds tr H. Draws come in strata of two (inputs in
       order of predicted class and tr H), until `target_stderr` is met or `draws` are spent.
     - `batch`: B ‖(1/B) Σ_i J_iᵀ v_i‖² for random batches, E v vᵀ = H_i with E v = 0: any
-      architecture, no per-sample gradients, but the error of a handful of values.
+      architecture, no per-sample gradients, but the error of a handful of values. Each batch draws
+      twice, which tells its inputs' part in the error from the draws'.
     - `empirical`: (1/N) Σ_i ‖∇ log p(y_i|x_i)‖² at the data's labels, *not* an estimate of tr F;
       with the gradient noise scale tr Σ / ‖G‖² from the same pass, unbiased in both parts.
 
@@ -63,8 +65,8 @@ def fisher_trace(
             (BCE with logits); `gaussian` for means of labels with variance 1 (ℓ = ½‖y − z‖²).
         target_stderr: Relative standard error of the draws, given the probe set, at which `mc` and
             `batch` stop; None to spend all draws.
-        draws: Most draws, in inputs passed: 1,024 for `mc` by default, one per input for `batch`.
-        batch_size: Inputs per pass.
+        draws: Most draws: 1,024 for `mc` by default, two per input for `batch`.
+        batch_size: Most inputs per pass; `batch` also divides the probe set into 16 parts or more.
         seed: Seed of the draws; the global random state is neither used nor changed.
         mode: `eval`, the only one: BatchNorm's batch statistics would mix the samples.
         diagonal: Also return the diagonal of F; takes memory like the model. Not for `batch`.
@@ -73,13 +75,14 @@ def fisher_trace(
         The trace with its standard errors, in total and for each block.
 
     Raises:
-        ValueError: If an option is unknown or does not go with another, or labels are needed and
-            missing.
+        ValueError: If an option is unknown or does not go with another, labels are needed and
+            missing, or outputs or labels are not of the likelihood's shape.
         UnsupportedModelError: If a layer has no exact per-sample rule; all of them are named.
 
     Cost: in passes over one input. `exact`: a forward and C − 1 backward passes of N inputs. `mc`:
-    a forward pass of N inputs, and both passes of each draw. `batch`, `empirical`: both passes of
-    each input. Backward passes skip the weights' gradients but for `batch` and `empirical`.
+    a forward pass of N inputs, and both passes of each draw. `batch`: a forward pass for every two
+    draws, and a backward pass for each. `empirical`: both passes of each input. Backward passes
+    skip the weights' gradients but for `batch` and `empirical`.
 
     Reference:
         Achille, Rovere and Soatto, ICLR 2019, Sec. 3. On `empirical`: Kunstner, Balles and Hennig,
@@ -88,12 +91,13 @@ def fisher_trace(
     """
     probe_set = data if isinstance(data, ProbeSet) else ProbeSet(data, probe="fisher_trace")
     _check(kind, mode, target_stderr, draws, diagonal, has_labels=probe_set.labels is not None)
+    output_fisher(likelihood)
     return estimate(
         Plan(
             model=model,
             data=probe_set,
             kind=kind,
-            output=output_fisher(likelihood),
+            likelihood=likelihood,
             target_stderr=target_stderr,
             draws=draws,
             batch_size=batch_size,

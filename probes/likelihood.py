@@ -85,34 +85,41 @@ class _Softmax:
         return _counted(spread, labels).reshape(len(output), -1).sum(1)
 
     def draw(self, output: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        def rows(logits: Tensor) -> Tensor:
+        def rows(logits: Tensor, place: Tensor, sign: Tensor) -> Tensor:
             p, rest, lengths_sq = _probabilities(logits)
             weights = p * lengths_sq
             spread = weights.sum(1, keepdim=True)
             certain = spread <= torch.finfo(p.dtype).tiny  # nothing to draw from, and v is 0
-            label = torch.multinomial(weights + certain, 1, generator=generator)
+            label = _at_place(weights + certain, place)
             direction = (-p).scatter_(1, label, rest.gather(1, label))
             length = lengths_sq.gather(1, label).sqrt_().clamp_min_(torch.finfo(p.dtype).tiny)
-            scale = spread.sqrt() / length * _signs(spread, generator)
+            scale = spread.sqrt() / length * sign
             return direction * torch.where(certain, 0.0, scale)
 
-        v = _by_rows(rows, _as_rows(output)).view(output.shape)
+        # All randomness comes before the division into rows, which a memory budget decides.
+        logits = _as_rows(output)
+        place = torch.rand(
+            (len(logits), 1), generator=generator, device=output.device, dtype=torch.float64
+        )
+        v = _by_rows(rows, logits, place, _signs(logits[:, :1], generator)).view(output.shape)
         return v if labels is None or output.dim() == 2 else _counted(v, labels.unsqueeze(-1))
 
     def columns(self, output: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
         # H = S Sᵀ with S = diag(√p) − p √pᵀ, whose null vector is √p. A reflection that maps the
-        # last axis to √p leaves C − 1 columns: √p ∘ (e_j − √p_j (√p + e_C) / (1 + √p_C)).
+        # axis of the likeliest class t to √p leaves C − 1 columns, one for each other class:
+        # √p ∘ (e_j − √p_j (√p + e_t) / (1 + √p_t)). Any other t would cancel where p_j is near 1.
         root = _as_rows(output).to(_at_least_float32(output)).softmax(1).sqrt_()
-        mirror = root.clone()
-        mirror[:, -1] += 1
-        mirror /= mirror[:, -1:]
+        top = root.argmax(1, keepdim=True)
+        mirror = root.scatter_add(1, top, torch.ones_like(root[:, :1]))
+        mirror /= mirror.gather(1, top)
         n_classes = output.shape[-1]
         positions = math.prod(output.shape[1:-1])
         for place in range(positions):
             here = torch.arange(len(root), device=root.device) % positions == place
             for j in range(n_classes - 1):
-                column = -root[:, j : j + 1] * mirror
-                column[:, j] += 1
+                axis = torch.where(top == j, n_classes - 1, j)
+                column = -root.gather(1, axis) * mirror
+                column.scatter_add_(1, axis, torch.ones_like(column[:, :1]))
                 column *= root * here.unsqueeze(1)
                 column = column.view(output.shape)
                 yield (
@@ -122,7 +129,7 @@ class _Softmax:
                 )
 
     def log_likelihood(self, output: Tensor, labels: Tensor) -> Tensor:
-        rows, flat = _as_rows(output), labels.reshape(-1)
+        rows, flat = _as_rows(output).to(_at_least_float32(output)), labels.reshape(-1).long()
         losses = F.cross_entropy(rows, flat, reduction="none", ignore_index=IGNORED)
         return -losses.reshape(len(output), -1).sum(1)
 
@@ -140,8 +147,9 @@ class _Bernoulli:
         return _axes(_counted(_variance(output).sqrt_(), labels))
 
     def log_likelihood(self, output: Tensor, labels: Tensor) -> Tensor:
-        targets = labels.reshape(output.shape).to(output.dtype)
-        losses = F.binary_cross_entropy_with_logits(output, targets, reduction="none")
+        z = output.to(_at_least_float32(output))
+        targets = labels.reshape(output.shape).to(z.dtype)
+        losses = F.binary_cross_entropy_with_logits(z, targets, reduction="none")
         return -_counted(losses, labels.reshape(output.shape)).flatten(1).sum(1)
 
 
@@ -149,16 +157,17 @@ class _Gaussian:
     """Means of labels with variance 1, any shape (N, ...); H = I, and the loss is ½‖y − z‖²."""
 
     def trace(self, output: Tensor, labels: Tensor | None) -> Tensor:
-        return _counted(torch.ones_like(output), labels).flatten(1).sum(1)
+        return _counted(_ones(output), labels).flatten(1).sum(1)
 
     def draw(self, output: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         return _counted(_signs(output, generator), labels)
 
     def columns(self, output: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
-        return _axes(_counted(torch.ones_like(output), labels))
+        return _axes(_counted(_ones(output), labels))
 
     def log_likelihood(self, output: Tensor, labels: Tensor) -> Tensor:
-        losses = 0.5 * (labels.reshape(output.shape).to(output.dtype) - output).square()
+        z = output.to(_at_least_float32(output))
+        losses = 0.5 * (labels.reshape(output.shape).to(z.dtype) - z).square()
         return -_counted(losses, labels.reshape(output.shape)).flatten(1).sum(1)
 
 
@@ -177,6 +186,10 @@ def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _variance(output: Tensor) -> Tensor:
     z = output.to(_at_least_float32(output))
     return z.sigmoid() * (-z).sigmoid()
+
+
+def _ones(output: Tensor) -> Tensor:
+    return torch.ones_like(output, dtype=_at_least_float32(output))
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -203,9 +216,17 @@ def _as_rows(output: Tensor) -> Tensor:
     return output.reshape(-1, output.shape[-1])
 
 
-def _by_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+def _at_place(weights: Tensor, place: Tensor) -> Tensor:
+    """Column in each row that a place in [0, 1) falls on, when each is as wide as its weight."""
+    cumulative = weights.cumsum(1, dtype=torch.float64)
+    found = torch.searchsorted(cumulative, place * cumulative[:, -1:], right=True)
+    return found.clamp_max_(weights.shape[1] - 1)
+
+
+def _by_rows(function: Callable[..., Tensor], rows: Tensor, *others: Tensor) -> Tensor:
     """Apply a function to a few rows at a time: a vocabulary's probabilities are large."""
-    return torch.cat([function(rows[s]) for s in chunks(len(rows), 4 * rows[:1].numel() * 8)])
+    parts = chunks(len(rows), 4 * rows[:1].numel() * 8)
+    return torch.cat([function(rows[s], *(other[s] for other in others)) for s in parts])
 
 
 def _at_least_float32(tensor: Any) -> torch.dtype:

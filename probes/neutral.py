@@ -34,7 +34,8 @@ def neutral(model: nn.Module) -> Iterator[None]:
     """Put the model into eval mode for a pass, and restore everything that the pass may touch.
 
     Restored, also after an error: each module's train/eval flag, all buffers, and the random states
-    of torch (CPU and the model's CUDA devices), NumPy and Python. Autocast is off inside. `.grad`
+    of torch (CPU and the model's CUDA devices), NumPy and Python. Autocast and inference mode
+    are off inside. `.grad`
     is not touched as long as the pass uses `torch.autograd.grad`.
 
     Args:
@@ -48,7 +49,11 @@ def neutral(model: nn.Module) -> Iterator[None]:
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     device_type = "cuda" if devices else "cpu"
     try:
-        with preserved_randomness(devices), torch.autocast(device_type, enabled=False):
+        with (
+            preserved_randomness(devices),
+            torch.autocast(device_type, enabled=False),
+            torch.inference_mode(False),
+        ):
             model.eval()
             yield
     finally:

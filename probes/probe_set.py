@@ -25,8 +25,9 @@ class ProbeSet:
     """
 
     def __init__(self, data: Any, *, probe: str) -> None:
-        with preserved_randomness():
-            inputs, labels = _stack(data, probe)
+        with preserved_randomness(), torch.inference_mode(False):
+            inputs, labels = (_usable(tensor) for tensor in _stack(data, probe))
+        assert inputs is not None  # noqa: S101 (only labels may be missing)
         if len(inputs) == 0 or (labels is not None and len(labels) != len(inputs)):
             n_labels = "no" if labels is None else len(labels)
             raise ValueError(
@@ -70,6 +71,11 @@ class ProbeSet:
         return self.inputs[index].to(device), labels
 
 
+def _usable(tensor: Tensor | None) -> Tensor | None:
+    """The tensor, or a copy that a graph may save: inference tensors may not be saved."""
+    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
+
+
 def _stack(data: Any, probe: str) -> tuple[Tensor, Tensor | None]:
     if isinstance(data, Tensor):
         return data, None
@@ -79,7 +85,7 @@ def _stack(data: Any, probe: str) -> tuple[Tensor, Tensor | None]:
         items = [data[index] for index in range(len(data))]
         if items and isinstance(items[0], tuple | list):
             inputs = torch.stack([torch.as_tensor(item[0]) for item in items])
-            return inputs, torch.as_tensor([int(item[1]) for item in items])
+            return inputs, torch.stack([torch.as_tensor(item[1]) for item in items])
         return torch.stack([torch.as_tensor(item) for item in items]), None
     raise TypeError(
         f"{probe} takes data=(inputs, labels), data=inputs, or a map-style data set of such items, "

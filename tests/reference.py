@@ -77,3 +77,77 @@ def empirical_traces(model, x, y):
         log_p = model(x[i : i + 1]).log_softmax(dim=1)[0]
         rows.append(_squared_by_block(model, log_p[y[i]]))
     return _columns(rows)
+
+
+def output_fisher(z, likelihood):
+    """Fisher information of the outputs of one position, by its formula, shape (C, C)."""
+    if likelihood == "softmax":
+        p = z.softmax(dim=0)
+        return torch.diag(p) - torch.outer(p, p)
+    if likelihood == "bernoulli":
+        return torch.diag(z.sigmoid() * (1 - z.sigmoid()))
+    return torch.eye(len(z), dtype=z.dtype)
+
+
+def fisher_diagonals(model, x, likelihood="softmax", counted=None):
+    """Diagonal of Jᵀ H J of each input, with the whole Jacobian J: {parameter: (N, *shape)}.
+
+    Output (N, T, C) of softmax is T positions; otherwise every output is one. `counted` says which.
+    """
+    model, x = _in_double(model, x)
+    model.eval()
+    parameters = _named_trainable(model)
+    diagonals = {name: p.new_zeros(len(x), *p.shape).detach() for name, p in parameters.items()}
+    for i in range(len(x)):
+        z = model(x[i : i + 1])[0]
+        positions = z.reshape(-1, z.shape[-1] if likelihood == "softmax" else 1)
+        for t in range(len(positions)):
+            if counted is not None and not counted[i].reshape(-1)[t]:
+                continue
+            fisher = output_fisher(positions[t].detach(), likelihood)
+            rows = [
+                torch.autograd.grad(
+                    output, list(parameters.values()), retain_graph=True, allow_unused=True
+                )
+                for output in positions[t]
+            ]
+            for name, columns in zip(parameters, zip(*rows, strict=True), strict=True):
+                if columns[0] is not None:
+                    jacobian = torch.stack(columns)
+                    pulled = torch.tensordot(fisher, jacobian, dims=1)
+                    diagonals[name][i] += (jacobian * pulled).sum(0)
+    return diagonals
+
+
+def score_squares(model, x, y, log_likelihood):
+    """Squared gradient of each sample's log-likelihood: {parameter: (N, *shape)}."""
+    model, x, y = _in_double(model, x, y)
+    model.eval()
+    parameters = _named_trainable(model)
+    squares = {name: [] for name in parameters}
+    for i in range(len(x)):
+        score = log_likelihood(model(x[i : i + 1]), y[i : i + 1]).sum()
+        gradients = torch.autograd.grad(score, list(parameters.values()), allow_unused=True)
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+            zero = torch.zeros_like(parameter)
+            squares[name].append((zero if gradient is None else gradient).square())
+    return {name: torch.stack(rows) for name, rows in squares.items()}
+
+
+def by_block(model, diagonals, blocks):
+    """Σ_j d_j and Σ_j w_j² d_j of each input, and ‖w‖²: {block: (shape (N,), shape (N,), number)}.
+
+    A parameter counts in the block whose module holds it; the model's class names the model itself.
+    """
+    weights = {name: p.detach().double() for name, p in model.named_parameters()}
+    found = {}
+    for block in ("total", *blocks):
+        whole = block in ("total", type(model).__name__)
+        names = [name for name in diagonals if whole or name.startswith(f"{block}.")]
+        rows = [diagonals[name].reshape(len(diagonals[name]), -1) for name in names]
+        traces = sum(row.sum(1) for row in rows)
+        scale_free = sum(
+            row @ weights[n].reshape(-1) ** 2 for n, row in zip(names, rows, strict=True)
+        )
+        found[block] = (traces, scale_free, sum(weights[n].square().sum().item() for n in names))
+    return found

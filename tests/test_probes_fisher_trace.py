@@ -1,273 +1,265 @@
-"""Fisher traces against the sum over all classes, a closed form and an independent library."""
+"""Fisher traces against whole Jacobians in float64, closed forms and the sum over all classes."""
 
 import math
-import warnings
 
-import numpy as np
 import pytest
 import torch
-from cases import C, N, build, cross_entropy
-from reference import empirical_traces, fisher_traces
+from cases import C, N, build
+from modules import BODIES, D, EmbeddingTied, Net, T
+from reference import by_block, fisher_diagonals, fisher_traces, score_squares
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.nn import functional as F
 
-from dynamics import open_run
-from probes import FisherTrace, Recorder, UnsupportedModelError, every, fisher_trace
+from probes import fisher_trace
 
-
-def mean_and_stderr(values):
-    values = np.asarray(values, dtype=float)
-    return values.mean(), values.std(ddof=1) / math.sqrt(len(values))
-
-
-@pytest.mark.parametrize("name", ["mlp", "cnn", "residual", "layer_norm"])
-def test_mc_is_unbiased_in_total_and_in_each_block(name):
-    case = build(name)
-    exact = fisher_traces(case.model, case.x)
-    estimates = [fisher_trace(case.model, case.x, seed=seed) for seed in range(40)]
-    assert {"total", *estimates[0].blocks} == set(exact)
-    for block in exact:
-        parts = [e if block == "total" else e.blocks[block] for e in estimates]
-        mean, stderr = mean_and_stderr([part.value for part in parts])
-        assert stderr > 0
-        assert abs(mean - exact[block].mean().item()) <= 3 * stderr, block
-
-
-@pytest.mark.parametrize("name", ["mlp", "cnn", "residual", "layer_norm", "batch_norm_eval"])
-def test_empirical_is_exact(name):
-    case = build(name)
-    expected = empirical_traces(case.model, case.x, case.y)
-    estimate = fisher_trace(case.model, (case.x, case.y), kind="empirical", batch_size=4)
-    mean, stderr = mean_and_stderr(expected["total"])
-    assert estimate.value == pytest.approx(mean, rel=1e-5)
-    assert estimate.stderr == pytest.approx(stderr, rel=1e-4)
-    assert (estimate.n, estimate.kind) == (N, "empirical")
-    for block, part in estimate.blocks.items():
-        mean, stderr = mean_and_stderr(expected[block])
-        assert part.value == pytest.approx(mean, rel=1e-5), block
-        assert part.stderr == pytest.approx(stderr, rel=1e-3), block
+CASES = (
+    "mlp",
+    "frozen",
+    "cnn",
+    "grouped",
+    "transposed2d",
+    "residual",
+    "layer_norm",
+    "group_norm",
+    "instance_norm_tracked",
+    "batch_norm_eval",
+    "prelu",
+    "embedding",
+    "embedding_padded",
+    "sequence",
+    "linear_alone",
+)
+MODULES = tuple(name for name in BODIES if name != "checkpointed_reentrant")
 
 
-@pytest.mark.parametrize("kind", ["mc", "empirical"])
-def test_blocks_add_up_and_batches_do_not_matter(kind):
-    case = build("residual")
-    estimates = [
-        fisher_trace(case.model, (case.x, case.y), kind=kind, batch_size=size) for size in (1, N)
-    ]
-    for estimate in estimates:
-        parts = sum(part.value for part in estimate.blocks.values())
-        assert parts == pytest.approx(estimate.value, rel=1e-6)
-    if kind == "empirical":
-        assert estimates[0].value == pytest.approx(estimates[1].value, rel=1e-5)
+def network(name):
+    """Model, inputs and labels in float64."""
+    if name in CASES:
+        case = build(name, torch.float64)
+        return case.model, case.x, case.y
+    torch.manual_seed(1)
+    return Net(BODIES[name]()).double(), torch.randn(N, T, D).double(), torch.arange(N) % C
 
 
-def softmax_regression():
-    model = nn.Linear(3, 3)
-    model.weight.data = torch.tensor([[1.0, 0.5, -1.0], [0.0, 1.5, 0.3], [-1.0, 0.2, 0.8]])
-    model.bias.data = torch.tensor([0.3, -0.2, 0.1])
-    return model
+def cross_entropy_score(output, labels):
+    return -F.cross_entropy(output, labels, reduction="none")
 
 
-def closed_form(model, x):
-    """tr F(x) = (‖x‖² + 1)(1 − Σ p²) for a linear softmax classifier with a bias."""
-    with torch.no_grad():
-        p = model(x).softmax(1)
-    return (x.square().sum(1) + 1) * (1 - p.square().sum(1))
+def ratio_stderr(part, whole):
+    """Standard error of a ratio of means, linearised."""
+    share = part.mean() / whole.mean()
+    return ((part - share * whole).std() / math.sqrt(len(part)) / whole.mean()).item()
 
 
-def test_the_reference_has_the_closed_form():
-    model, x = softmax_regression(), torch.randn(8, 3)
-    expected = closed_form(model, x).double()
-    torch.testing.assert_close(fisher_traces(model, x)["total"], expected, rtol=1e-5, atol=0)
+def check(estimate, model, diagonals, rel=1e-8):
+    """Everything in an estimate with a row for each input follows from the rows' diagonals."""
+    assert sorted(estimate.diagonal) == sorted(diagonals)
+    for name, rows in diagonals.items():
+        torch.testing.assert_close(estimate.diagonal[name], rows.mean(0), rtol=rel, atol=1e-12)
+    blocks = by_block(model, diagonals, estimate.blocks)
+    whole = blocks["total"][0]
+    for block, (traces, scale_free, weight_norm_sq) in blocks.items():
+        part = estimate if block == "total" else estimate.blocks[block]
+        root = math.sqrt(len(traces))
+        expected = {
+            "value": traces.mean().item(),
+            "stderr": (traces.std() / root).item(),
+            "draw_stderr": 0.0,
+            "share": (traces.mean() / whole.mean()).item(),
+            "share_stderr": ratio_stderr(traces, whole),
+            "scale_free": scale_free.mean().item(),
+            "scale_free_stderr": (scale_free.std() / root).item(),
+            "weight_norm_sq": weight_norm_sq,
+        }
+        for field, value in expected.items():
+            assert getattr(part, field) == pytest.approx(value, rel=rel, abs=1e-12), (block, field)
+        assert (part.n, part.n_draws, part.target_met) == (len(traces), None, None)
+    assert sum(b[2] for k, b in blocks.items() if k != "total") == pytest.approx(blocks["total"][2])
 
 
-def test_stderr_covers_the_truth_as_often_as_it_should():
-    """Inputs and labels both drawn anew; one standard error covers 68 % of the time."""
-    model = softmax_regression()
-    generator = torch.Generator().manual_seed(4)
-    truth = closed_form(model, torch.randn(200_000, 3, generator=generator)).mean().item()
-    covered, values, stderrs = 0, [], []
-    for seed in range(150):
-        x = torch.randn(100, 3, generator=generator)
-        estimate = fisher_trace(model, x, seed=seed)
-        covered += abs(estimate.value - truth) <= estimate.stderr
-        values.append(estimate.value)
-        stderrs.append(estimate.stderr)
-    assert 0.58 <= covered / 150 <= 0.78
-    assert np.mean(stderrs) == pytest.approx(np.std(values), rel=0.2)
-    assert abs(np.mean(values) - truth) <= 3 * np.std(values) / math.sqrt(150)
+@pytest.mark.parametrize("name", [*CASES, *MODULES])
+def test_exact_is_the_pulled_back_output_fisher(name):
+    model, x, _ = network(name)
+    estimate = fisher_trace(model, x, kind="exact", batch_size=4, diagonal=True)
+    check(estimate, model, fisher_diagonals(model, x))
 
 
-def test_more_draws_reduce_the_error():
-    model = softmax_regression()
-    x = torch.ones(400, 3) * 0.2  # only the labels vary, so four draws halve the error
-    one, four = (fisher_trace(model, x, draws=draws, seed=1) for draws in (1, 4))
-    assert four.stderr == pytest.approx(one.stderr / 2, rel=0.2)
-    spread = [fisher_trace(model, x[:20], draws=4, seed=seed).value for seed in range(40)]
-    spread_of_one = [fisher_trace(model, x[:20], seed=seed).value for seed in range(40)]
-    assert np.std(spread) < 0.75 * np.std(spread_of_one)
+@pytest.mark.parametrize("name", [*CASES, "attention", "lstm", "tied", "subclass"])
+def test_empirical_is_the_mean_squared_score(name):
+    model, x, y = network(name)
+    estimate = fisher_trace(model, (x, y), kind="empirical", batch_size=4, diagonal=True)
+    check(estimate, model, score_squares(model, x, y, cross_entropy_score))
 
 
-def test_curvlinops_finds_the_same_trace():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        curvlinops = pytest.importorskip("curvlinops")
-        case = build("mlp", torch.float64)
-        for layer in case.model:
-            if isinstance(layer, nn.ReLU):
-                layer.inplace = False
-        parameters = list(case.model.parameters())
-        ggn = curvlinops.GGNLinearOperator(
-            case.model, nn.CrossEntropyLoss(), parameters, [(case.x, case.y)]
-        )
-        columns = torch.eye(ggn.shape[1], dtype=torch.float64)
-        theirs = torch.trace(ggn @ columns).item()
-    exact = fisher_traces(case.model, case.x)["total"].mean().item()
-    assert exact == pytest.approx(theirs, rel=1e-9)
-    values = [fisher_trace(case.model, case.x, seed=seed).value for seed in range(40)]
-    mean, stderr = mean_and_stderr(values)
-    assert abs(mean - theirs) <= 3 * stderr
+@pytest.mark.parametrize("name", ["mlp", "residual", "tied"])
+def test_the_reference_is_the_mean_over_drawn_labels(name):
+    """The definition: each class weighted by its probability."""
+    model, x, _ = network(name)
+    values = sum(rows.flatten(1).sum(1) for rows in fisher_diagonals(model, x).values())
+    torch.testing.assert_close(values, fisher_traces(model, x)["total"], rtol=1e-10, atol=0)
 
 
-def test_same_seed_same_value():
-    case = build("mlp")
-    first, second, other = (fisher_trace(case.model, case.x, seed=s).value for s in (1, 1, 2))
-    assert first == second != other
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_other_likelihoods(likelihood):
+    model, x, _ = network("mlp")
+    estimate = fisher_trace(model, x, kind="exact", likelihood=likelihood, diagonal=True)
+    check(estimate, model, fisher_diagonals(model, x, likelihood))
+    y = torch.randn(N, C).double() if likelihood == "gaussian" else torch.randint(2, (N, C))
+
+    def score(output, labels):
+        if likelihood == "gaussian":
+            return -0.5 * (output - labels) ** 2
+        return -F.binary_cross_entropy_with_logits(output, labels.double(), reduction="none")
+
+    estimate = fisher_trace(
+        model, (x, y), kind="empirical", likelihood=likelihood, diagonal=True, batch_size=4
+    )
+    check(estimate, model, score_squares(model, x, y, score))
 
 
-class Fails(nn.Module):
-    """Uses randomness, and raises at its second call."""
+class Positions(nn.Module):
+    """A score vector for each of T positions, each of which sees all of them."""
 
     def __init__(self):
         super().__init__()
-        self.calls = 0
+        self.first = nn.Linear(D, D)
+        self.head = nn.Linear(D, C)
 
     def forward(self, x):
-        self.calls += 1
-        if self.calls == 2:
-            raise KeyError("second call")
-        return x + torch.rand(()) + float(np.random.rand())  # noqa: NPY002
+        h = self.first(x).tanh()
+        return self.head(h + h.mean(dim=1, keepdim=True))
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_nothing_is_left_behind(fails):
-    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, C))
-    model.insert(1, Fails() if fails else nn.Identity())
-    model[2].eval()
-    x, y = torch.randn(N, 5), torch.arange(N) % C
-    if not fails:
-        cross_entropy(model(x), y).sum().backward()
-    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    modes = [module.training for module in model.modules()]
-    keys = [sorted(vars(module)) for module in model.modules()]
-    hooks = [len(module._forward_hooks) for module in model.modules()]
-    random_states = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
-    if fails:
-        with pytest.raises(KeyError, match="second call"):
-            fisher_trace(model, x, batch_size=2)
-    else:
-        fisher_trace(model, x, batch_size=2)
-    for before, p in zip(gradients, model.parameters(), strict=True):
-        assert p.grad is None if before is None else torch.equal(p.grad, before)
-        assert not p._backward_hooks
-    assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
-    assert [module.training for module in model.modules()] == modes
-    assert [sorted(vars(module)) for module in model.modules()] == keys
-    assert [len(module._forward_hooks) for module in model.modules()] == hooks
-    assert torch.equal(random_states[0], torch.get_rng_state())
-    assert random_states[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
+def token_network(name):
+    torch.manual_seed(2)
+    if name == "tied_language_model":
+        return EmbeddingTied().double(), torch.randint(7, (N, T)), 7
+    return Positions().double(), torch.randn(N, T, D).double(), C
 
 
-def test_batch_norm_is_measured_in_eval_mode():
-    case = build("batch_norm_eval")
-    expected = fisher_trace(case.model, (case.x, case.y), kind="empirical").value
-    case.model.train()
-    assert fisher_trace(case.model, (case.x, case.y), kind="empirical").value == expected
+def token_score(output, labels):
+    return -F.cross_entropy(output.transpose(1, 2), labels, reduction="none", ignore_index=-100)
 
 
-def test_works_under_no_grad_and_autocast():
-    case = build("mlp")
-    expected = fisher_trace(case.model, case.x).value
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert fisher_trace(case.model, case.x).value == expected
+@pytest.mark.parametrize("name", ["positions", "tied_language_model"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_positions_add_up_and_ignored_ones_do_not_count(name, masked):
+    model, x, n_classes = token_network(name)
+    labels = torch.randint(n_classes, (N, T))
+    if masked:
+        labels[torch.rand(N, T) < 0.4] = -100
+        labels[2] = -100  # a sample that counts for nothing
+    counted = labels != -100
+    expected = fisher_diagonals(model, x, counted=counted)
+    check(
+        fisher_trace(model, (x, labels), kind="exact", batch_size=4, diagonal=True), model, expected
+    )
+    empirical = fisher_trace(model, (x, labels), kind="empirical", batch_size=4, diagonal=True)
+    check(empirical, model, score_squares(model, x, labels, token_score))
+    if not masked:  # no labels at all mean that all positions count
+        bare = fisher_trace(model, x, kind="exact").value
+        assert bare == pytest.approx(sum(d.sum().item() for d in expected.values()) / N, rel=1e-8)
 
 
-def test_wrong_requests_are_refused():
-    case = build("mlp")
-    with pytest.raises(ValueError, match=r"one of mc, empirical.*'exakt'"):
-        fisher_trace(case.model, case.x, kind="exakt")
-    with pytest.raises(ValueError, match="one of mc, empirical"):
-        FisherTrace(data=case.x, kind="exakt")
-    with pytest.raises(ValueError, match="needs labels"):
-        fisher_trace(case.model, case.x, kind="empirical")
-    with pytest.raises(ValueError, match="draws=0"):
-        fisher_trace(case.model, case.x, draws=0)
-    with pytest.raises(ValueError, match="at least one sample"):
-        fisher_trace(case.model, case.x[:0])
-    with pytest.raises(ValueError, match="6 inputs and 5 labels"):
-        fisher_trace(case.model, (case.x, case.y[:5]))
-    with pytest.raises(TypeError, match="got dict"):
-        fisher_trace(case.model, {})
-    batch_statistics = nn.BatchNorm1d(5, track_running_stats=False)
-    with pytest.raises(UnsupportedModelError, match=r"`1` \(BatchNorm1d\)"):
-        fisher_trace(nn.Sequential(nn.Linear(5, 5), batch_statistics, nn.Linear(5, C)), case.x)
+def test_the_trace_of_a_sequence_is_the_sum_over_its_positions():
+    """One position counted at a time."""
+    model, x, _ = token_network("positions")
+    whole = fisher_trace(model, x, kind="exact").value
+    parts = []
+    for t in range(T):
+        labels = torch.full((N, T), -100)
+        labels[:, t] = 0
+        parts.append(fisher_trace(model, (x, labels), kind="exact").value)
+    assert len({round(part, 6) for part in parts}) == T
+    assert sum(parts) == pytest.approx(whole, rel=1e-10)
 
 
-# The probe
+def test_ignored_labels_of_single_outputs_are_no_masks():
+    """A label for the whole input says nothing about which outputs count under the model."""
+    model, x, y = network("mlp")
+    expected = fisher_trace(model, x, kind="exact").value
+    assert fisher_trace(model, (x, y.clone().fill_(-100)), kind="exact").value == expected
 
 
-def record(out, probe, n_epochs=None, n_steps=4):
-    case = build("layer_norm")
-    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
-    with Recorder(out, case.model, [probe]) as recorder:
-        for _ in [None] if n_epochs is None else recorder.epochs(n_epochs):
-            for _ in range(n_steps):
-                losses = case.losses()
-                recorder.observe(losses, torch.arange(N), labels=case.y)
-                losses.mean().backward()
-                optimizer.step()
-                optimizer.zero_grad()
-    return case, open_run(out).scalars()
+# Closed forms
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "source"),
-    [("mc", "fisher_trace", "model"), ("empirical", "empirical_fisher_trace", "data")],
-)
-def test_scalars_say_what_they_are(kind, name, source, tmp_path):
-    case = build("layer_norm")
-    data = TensorDataset(case.x, case.y)
-    case, rows = record(tmp_path / "run", FisherTrace(data=data, kind=kind), n_epochs=3)
-    assert set(rows["name"]) == {name}
-    assert set(rows["estimator"]) == {kind}
-    assert set(rows["label_source"]) == {source}
-    assert set(rows["mode"]) == {"eval"}
-    assert set(rows["n"]) == {N}
-    assert rows.groupby("epoch")["block"].apply(sorted).to_dict() == {
-        epoch: ["0", "1", "3", "total"] for epoch in (-1, 0, 1, 2)
-    }
-    assert rows.groupby("epoch")["step"].unique().explode().tolist() == [0, 4, 8, 12]
-    total = rows[rows["block"] == "total"].set_index("epoch")
-    parts = rows[rows["block"] != "total"].groupby("epoch")["value"].sum()
-    np.testing.assert_allclose(parts, total["value"], rtol=1e-6)
-    if kind == "empirical":  # after the last epoch, the model is as it is now
-        expected = empirical_traces(case.model, case.x, case.y)["total"].mean().item()
-        assert total.loc[2, "value"] == pytest.approx(expected, rel=1e-5)
+def linear_model(n_out=3):
+    torch.manual_seed(4)
+    model = nn.Linear(3, n_out).double()
+    return model, torch.randn(9, 3).double()
 
 
-def test_every_k_epochs_and_every_k_steps(tmp_path):
-    x = build("layer_norm").x
-    _, rows = record(tmp_path / "epochs", FisherTrace(every(epochs=2), data=x), n_epochs=4)
-    assert sorted(rows["epoch"].unique()) == [-1, 1, 3]
-    _, rows = record(tmp_path / "steps", FisherTrace(every(steps=3), data=x), n_steps=8)
-    assert sorted(rows["step"].unique()) == [0, 3, 6]
-    assert (rows["epoch"] == 0).all()
-    assert not rows.duplicated(["step", "block"]).any()
+def test_linear_softmax_has_its_closed_form():
+    """tr F = E[(‖x‖² + 1)(1 − Σ p²)]."""
+    model, x = linear_model()
+    p = model(x).detach().softmax(1)
+    expected = ((x.square().sum(1) + 1) * (1 - p.square().sum(1))).mean().item()
+    assert fisher_trace(model, x, kind="exact").value == pytest.approx(expected, rel=1e-12)
 
 
-def test_measurements_draw_anew(tmp_path):
-    case = build("mlp")
-    probe = FisherTrace(every(steps=1), data=case.x)
-    values = [probe.measure(case.model, step=step, epoch=0)[0].value for step in (0, 1, 1)]
-    assert values[0] != values[1] == values[2]
+def test_the_last_layer_has_its_closed_form():
+    """tr F of it = E[(‖a‖² + 1)(1 − Σ p²)], a its input."""
+    model, x, _ = network("mlp")
+    a = model[:-1](x).detach()
+    p = model(x).detach().softmax(1)
+    expected = ((a.square().sum(1) + 1) * (1 - p.square().sum(1))).mean().item()
+    found = fisher_trace(model, x, kind="exact").blocks["4"].value
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_logistic_regression_has_its_closed_form():
+    """tr F = E[(‖x‖² + 1) Σ_d p_d(1 − p_d)]; mc has no error but which inputs it draws."""
+    model, x = linear_model()
+    p = model(x).detach().sigmoid()
+    expected = ((x.square().sum(1) + 1) * (p * (1 - p)).sum(1)).mean().item()
+    found = fisher_trace(model, x, kind="exact", likelihood="bernoulli").value
+    assert found == pytest.approx(expected, rel=1e-12)
+    one = fisher_trace(model, x[:1], kind="mc", likelihood="bernoulli", draws=2).value
+    expected = (x[0].square().sum() + 1) * (p * (1 - p))[0].sum()
+    assert one == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_linear_regression_has_its_closed_form():
+    """tr F = D · E(‖x‖² + 1), whatever the weights and the labels are."""
+    model, x = linear_model(n_out=5)
+    expected = 5 * (x.square().sum(1) + 1).mean().item()
+    found = fisher_trace(model, x, kind="exact", likelihood="gaussian").value
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_last_layers_bias_is_exact_whatever_is_drawn():
+    """mc draws vectors of length √tr H, and the bias' gradient is that vector."""
+    model, x, _ = network("mlp")
+    model.requires_grad_(False)
+    model[4].bias.requires_grad_(True)
+    exact = fisher_trace(model, x, kind="exact").value
+    for seed in range(3):
+        drawn = fisher_trace(model, x, draws=4, seed=seed)
+        assert drawn.value == pytest.approx(exact, rel=1e-12)
+        assert drawn.draw_stderr == pytest.approx(0, abs=1e-9 * exact)
+
+
+# The gradient noise scale
+
+
+def test_the_noise_scale_is_that_of_the_gradients():
+    model, x, y = network("mlp")
+    losses = F.cross_entropy(model(x), y, reduction="none")
+    parameters = dict(model.named_parameters())
+    rows = [torch.autograd.grad(loss, parameters.values(), retain_graph=True) for loss in losses]
+    columns = {n: torch.stack(g) for n, g in zip(parameters, zip(*rows, strict=True), strict=True)}
+    estimate = fisher_trace(model, (x, y), kind="empirical", batch_size=4, diagonal=True)
+    for block in ("total", *estimate.blocks):
+        names = [n for n in columns if block == "total" or n.startswith(f"{block}.")]
+        gradients = torch.cat([columns[n].flatten(1) for n in names], dim=1)
+        spread = gradients.var(0).sum().item()
+        signal = gradients.mean(0).square().sum().item() - spread / N
+        part = estimate if block == "total" else estimate.blocks[block]
+        assert part.snr == pytest.approx(signal / spread, rel=1e-8)
+        if signal > 0:
+            assert part.noise_scale == pytest.approx(spread / signal, rel=1e-8)
+        else:
+            assert math.isnan(part.noise_scale)
+    each = [(c.mean(0) ** 2 / c.var(0))[c.var(0) > 0] for c in columns.values()]
+    assert estimate.parameter_snr == pytest.approx(torch.cat(each).mean().item(), rel=1e-6)

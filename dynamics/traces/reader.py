@@ -170,14 +170,13 @@ class Run:
             TraceError: If the run has no such vector.
             CorruptTraceError: If its file is damaged.
         """
-        files = [f for f in self._live_vectors() if f.name == name]
-        wanted = [f for f in files if epoch is None or f.epoch == epoch]
+        files = self._live_vectors()
+        wanted = [f for f in files if f.name == name and epoch in (None, f.epoch)]
         if not wanted:
-            there = ", ".join(str(f.epoch) for f in files) or "none"
+            there = ", ".join(f"{f.name} of epoch {f.epoch}" for f in files) or "none at all"
             raise TraceError(
                 f"{self.path} has no vector {name!r}{'' if epoch is None else f' of epoch {epoch}'}"
-                f"; recorded epochs: {there}. Record it with FisherTrace(..., "
-                "diagonal=every(epochs=k))."
+                f"; it has {there}. Record it with FisherTrace(..., diagonal=every(epochs=k))."
             )
         return read_vector(wanted[-1])
 

@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from probes.engines.differentiate import Use, batch_gradients, per_sample_gradients
 from probes.engines.layer_rules import RULES, ParameterRule, chunks, layer_norms_sq, row_norms
-from probes.engines.units import Unit, find_problems, find_units, listed, trainable
+from probes.engines.units import Unit, find_owners, find_problems, find_units, listed, trainable
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
 _NO_TASK = -1  # what torch reports outside of a backward pass
@@ -135,12 +135,10 @@ class BackpackEngine:
         self._names = {p: name for name, p in self._model.named_parameters() if p.requires_grad}
         self._units = [u for u in find_units(self._model) if u.module not in self._refused]
         self._parameters = {name: p for p, name in self._names.items()}
-        covered = {p for unit in self._units for p in unit.parameters.values()}
-        self._owners = {
-            self._names[p]: unit for unit in self._units for p in unit.parameters.values()
-        }
+        owners = find_owners(self._units)
+        self._owners = {self._names[p]: unit for p, unit in owners.items()}
         total = sum(map(_size, self._names))
-        self.coverage = sum(map(_size, covered)) / total if total else 0.0
+        self.coverage = sum(map(_size, owners)) / total if total else 0.0
 
     @property
     def is_verified(self) -> bool:
@@ -154,8 +152,8 @@ class BackpackEngine:
 
     @property
     def blocks(self) -> list[str]:
-        """Names of the units, in the model's order."""
-        return [unit.block for unit in self._units]
+        """Names of the units that parameters count in, in the model's order."""
+        return list(dict.fromkeys(unit.block for unit in self._owners.values()))
 
     def _follow_freezing(self, model: nn.Module, args: Any) -> None:
         """Before each forward pass: parameters may have been frozen or unfrozen since the last."""

@@ -43,7 +43,8 @@ class SecondMomentEngine(BackpackEngine):
         super().__init__(model)
         self.scale_free: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
-        self._diagonal = diagonal
+        if diagonal:
+            self.squares = {name: _zeros(p) for name, p in self._parameters.items()}
 
     def _measure(self, capture: NormCapture, unit: Unit, source: Tensor, grad: Tensor) -> None:
         total = _Moments(len(grad), grad)
@@ -73,13 +74,8 @@ class SecondMomentEngine(BackpackEngine):
         return part.norms_sq
 
     def _squares_of(self, parameter: nn.Parameter) -> Tensor | None:
-        if not self._diagonal:
-            return None
-        name = self._names[parameter]
-        if name not in self.squares:
-            dtype = torch.promote_types(parameter.dtype, torch.float32)
-            self.squares[name] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-        return self.squares[name].view(-1)
+        squares = self.squares.get(self._names[parameter])
+        return None if squares is None else squares.view(-1)
 
 
 class _Moments:
@@ -127,6 +123,11 @@ class _Moments:
             if squares is not None:
                 rows = squares.view_as(layer.weight)
                 rows.index_add_(0, tokens[s].reshape(-1), gradients_sq.flatten(0, 1))
+
+
+def _zeros(parameter: Tensor) -> Tensor:
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    return torch.zeros(parameter.shape, dtype=dtype, device=parameter.device)
 
 
 def _form(

@@ -92,6 +92,22 @@ def trainable(module: nn.Module) -> set[int]:
     return found
 
 
+def find_owners(units: Iterable[Unit]) -> dict[nn.Parameter, Unit]:
+    """The unit that each parameter counts in: the first that holds it, as in `named_parameters`.
+
+    Args:
+        units: What `find_units` returned.
+
+    Returns:
+        One unit for each trainable parameter.
+    """
+    owners: dict[nn.Parameter, Unit] = {}
+    for unit in units:
+        for parameter in unit.parameters.values():
+            owners.setdefault(parameter, unit)
+    return owners
+
+
 def find_problems(model: nn.Module) -> dict[nn.Module, str]:
     """What makes per-sample norms of a layer meaningless or unknown, before any pass.
 
