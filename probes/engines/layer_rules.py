@@ -139,6 +139,9 @@ def conv_gradients(
         steps: list[Any] = [slice(None, None, step) for step in layer.stride]
         strided = source[(..., *steps)]
         return (grad.flatten(2) @ strided.flatten(2).transpose(1, 2)).reshape(n, *shape)
+    if _gram_pays(layer, source, grad):  # where positions are few, that kernel is slow on CPUs
+        patches = F.unfold(source, layer.kernel_size, layer.dilation, padding, layer.stride)
+        return (grad.flatten(2) @ patches.transpose(1, 2)).reshape(n, *shape)
     repeated = source.new_empty(n * shape[0], *shape[1:])  # only its shape is read
     gradient = torch.ops.aten.convolution_backward(
         grad.reshape(1, -1, *grad.shape[2:]),

@@ -144,7 +144,9 @@ def _form(
     elif isinstance(layer, nn.Linear):
         yield from _form_linear(layer, source, grad)
     else:
-        for rows in chunks(len(grad), 2 * parameter.numel() * grad.element_size()):
+        # A CPU squares them faster while they are in its cache, in pages that it need not get anew.
+        copies = 2 if grad.is_cuda else 16
+        for rows in chunks(len(grad), copies * parameter.numel() * grad.element_size()):
             gradients = conv_gradients(layer, source[rows], grad[rows])
             yield _Entries(rows, everything, gradients.flatten(1))
 
