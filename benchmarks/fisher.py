@@ -36,7 +36,7 @@ from probes import FisherTrace
 from probes.fisher_trace import fisher_trace
 
 TARGET = 0.02
-ENOUGH = 0.9
+ENOUGH = 0.87
 """Training accuracy at which a network counts as trained."""
 
 
@@ -56,7 +56,7 @@ class Setting:
 CIFAR = "cifar10/cifar10_15k_4k.npz"
 SETTINGS = {
     "MLP 784-512-512-10": Setting(mlp, "fashion-mnist", 60_000, 256, 0.1, (60_000,)),
-    "All-CNN width 48": Setting(all_cnn, CIFAR, 1000, 64, 0.05, (15_000, 50_000)),
+    "All-CNN width 48": Setting(all_cnn, CIFAR, 1000, 32, 0.02, (15_000, 50_000)),
     "ResNet-18 width 32": Setting(resnet18, CIFAR, 1000, 32, 0.05, (15_000, 50_000)),
 }
 
@@ -111,7 +111,7 @@ def hutch_pp(model: nn.Module, x: Tensor, *, products: int = 30, batch: int = 12
 
     def run(seed: int) -> Run:
         torch.manual_seed(seed)
-        return Run(np.array([[hutchpp_trace(ggn, products).item()]]))
+        return Run(np.array([[hutchpp_trace(ggn, products).item()] for _ in range(4)]))
 
     return run
 
@@ -186,7 +186,10 @@ METHODS: dict[str, Callable[[nn.Module, Tensor], Method]] = {
     "BackPACK, DiagGGNExact": functools.partial(backpack, mc_samples=None, batch=25),
 }
 EXACT = {"ours, exact", "BackPACK, DiagGGNExact"}
-MLP_ONLY = {"curvlinops, Hutch++ on the GGN"}  # 30 products a replicate take hours elsewhere
+MLP_ONLY = {  # elsewhere they take hours, and are never the best
+    "curvlinops, Hutch++ on the GGN",
+    "BackPACK, DiagGGNMC(10)",
+}
 
 
 @dataclass
@@ -243,18 +246,18 @@ def compare(
             runs_at_least = 1 if name in EXACT else 2
             if sum(record.seconds) > patience and len(record.runs) >= runs_at_least:
                 continue
-            for repeat in range(5 if name == OURS else 1):
+            for repeat in range(3 if name == OURS else 1):
                 start = time.process_time()
-                record.runs.append(methods[name](seed * 5 + repeat))
+                record.runs.append(methods[name](seed * 3 + repeat))
                 record.seconds.append(time.process_time() - start)
     truth = float(records["ours, exact"].runs[0].values.sum())
     return [record.row(name, truth) for name, record in records.items()] + refused
 
 
-def load(setting: Setting, folder: Path) -> tuple[Tensor, Tensor]:
-    """Standardised training images and labels, in a fixed random order."""
+def load(setting: Setting, folder: Path, n: int | None = None) -> tuple[Tensor, Tensor]:
+    """The first n standardised training images and labels, in a fixed random order."""
     data = open_dataset(folder / setting.data)
-    order = np.random.default_rng(0).permutation(len(data.x_train))[: setting.n_train]
+    order = np.random.default_rng(0).permutation(len(data.x_train))[: n or setting.n_train]
     images = torch.from_numpy(data.x_train[order]).float().div_(data.peak)
     x = images.flatten(1) if images.dim() == 3 else images.movedim(3, 1).contiguous()
     return (x - x.mean()) / x.std(), torch.from_numpy(data.y_train[order]).long()
@@ -287,7 +290,7 @@ def sgd(model: nn.Module, setting: Setting) -> torch.optim.SGD:
 
 
 def trained(setting: Setting, x: Tensor, y: Tensor, *, most: int = 60) -> tuple[nn.Module, float]:
-    """The network trained until it gets nine in ten of its training images right."""
+    """The network trained until it gets most of its training images right."""
     model = initialised(setting)
     optimizer = sgd(model, setting)
     for _ in range(most):
@@ -301,15 +304,14 @@ def trained(setting: Setting, x: Tensor, y: Tensor, *, most: int = 60) -> tuple[
 
 
 def states(
-    name: str, x: Tensor, y: Tensor, weights: Path
+    setting: Setting, x: Tensor, y: Tensor, file: Path
 ) -> Iterator[tuple[str, nn.Module, float | None]]:
     """The network at initialisation and trained, with the last epoch's training accuracy."""
-    setting, path = SETTINGS[name], weights / f"{name}.pt"
     yield "at initialisation", initialised(setting), None
-    if not path.exists():
+    if not file.exists():
         model, accuracy = trained(setting, x, y)
-        torch.save({"weights": model.state_dict(), "accuracy": accuracy}, path)
-    saved = torch.load(path)
+        torch.save({"weights": model.state_dict(), "accuracy": accuracy}, file)
+    saved = torch.load(file)
     model = initialised(setting)
     model.load_state_dict(saved["weights"])
     yield "trained", model, saved["accuracy"]
@@ -320,7 +322,8 @@ def cost_of_default(model: nn.Module, setting: Setting, x: Tensor, y: Tensor) ->
     probe = FisherTrace(data=x)
     learner = copy.deepcopy(model)
     optimizer = sgd(learner, setting)
-    batch = x[: setting.batch], y[: setting.batch]
+    size = len(setting.build()[1])
+    batch = x[:size], y[:size]
 
     def seconds(work: Callable[[], Any]) -> float:
         start = time.process_time()
@@ -339,9 +342,9 @@ def cost_of_default(model: nn.Module, setting: Setting, x: Tensor, y: Tensor) ->
     return {
         "measurement_s": measurement,
         "step_s": step,
-        "batch": setting.batch,
+        "batch": size,
         "fraction_of_epoch": {
-            str(n): measurement / (step * math.ceil(n / setting.batch)) for n in setting.epochs
+            str(n): measurement / (step * math.ceil(n / size)) for n in setting.epochs
         },
     }
 
@@ -373,11 +376,12 @@ MEMORY = {
 
 def print_peak(name: str, what: str, arguments: argparse.Namespace) -> None:
     """Do one thing with the trained network, twice, and print this process's peak memory."""
-    x, y = load(SETTINGS[name], arguments.data)
-    *_, (_, model, _) = states(name, x, y, arguments.weights)
+    setting = SETTINGS[name]
+    x, y = load(setting, arguments.data, arguments.inputs)
+    *_, (_, model, _) = states(setting, x, y, arguments.weights / f"{name}.pt")
     for module in "curvlinops", "nngeometry.metrics", "backpack":
         __import__(module)
-    x, y = x[: arguments.inputs].clone(), y[: arguments.inputs].clone()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak of loading
     for _ in range(1 if what in EXACT else 2):
         MEMORY[what](model, x, y)
     print(peak_bytes("cpu"))
@@ -401,7 +405,7 @@ def measure(name: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]
     x, y = load(setting, arguments.data)
     probed, labels = x[: arguments.inputs], y[: arguments.inputs]
     names = [m for m in METHODS if name.startswith("MLP") or m not in MLP_ONLY]
-    for state, model, accuracy in states(name, x, y, arguments.weights):
+    for state, model, accuracy in states(setting, x, y, arguments.weights / f"{name}.pt"):
         rows = compare(model, probed, names, rounds=arguments.rounds, patience=arguments.patience)
         for row in rows:
             took = f"{row['seconds']:.3g} s, z {row['z']}" if "seconds" in row else row["refused"]

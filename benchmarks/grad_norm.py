@@ -159,6 +159,7 @@ METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor], Prepared]] = {
     "backpack engine": ours(GradNorm),
     "sketch": ours(lambda: GradNorm(engine="fused", kind="sketch")),
     "sketch, bit-neutral": ours(lambda: GradNorm(kind="sketch")),
+    "eval mode, own pass": ours(lambda: GradNorm(mode="eval")),
     "every 16th step": ours(lambda: GradNorm(every(steps=16))),
     "loss alone": ours(SampleLoss),
     "BackPACK": backpack,
@@ -257,7 +258,7 @@ def main() -> None:
                 row["peak_bytes"] = peak_memory(name, method, device)
             rows.append(row)
             shown = f"{row['ratio']:.3f}" if "ratio" in row else row["refused"]
-            print(f"{name:<48} {method:<16} {shown}", flush=True)
+            print(f"{name:<48} {method:<20} {shown}", flush=True)
         networks.append({"network": name, "methods": rows})
     out = arguments.out or Path(__file__).parent / "results" / f"grad_norm-{device}.json"
     content = {
