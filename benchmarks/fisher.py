@@ -177,7 +177,7 @@ OURS = "ours"
 METHODS: dict[str, Callable[[nn.Module, Tensor], Method]] = {
     OURS: functools.partial(ours, **STOPPING),
     "ours, exact": functools.partial(ours, kind="exact"),
-    "ours, batch": functools.partial(ours, kind="batch", target_stderr=None),
+    "ours, batch": functools.partial(ours, kind="batch", target_stderr=None, batch_size=125),
     "curvlinops, Hutchinson on the GGN": curvlinops,
     "curvlinops, Hutch++ on the GGN": hutch_pp,
     "nngeometry, Monte Carlo FIM": nngeometry,
