@@ -13,20 +13,16 @@ import argparse
 import contextlib
 import json
 import math
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import environment, peak_alone, peak_bytes
 from networks import GPU_NETWORKS, NETWORKS, sample_losses
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -165,6 +161,7 @@ METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor], Prepared]] = {
     "backpack engine": ours(GradNorm),
     "sketch": ours(lambda: GradNorm(engine="fused", kind="sketch")),
     "sketch, bit-neutral": ours(lambda: GradNorm(kind="sketch")),
+    "eval mode, own pass": ours(lambda: GradNorm(mode="eval")),
     "every 16th step": ours(lambda: GradNorm(every(steps=16))),
     "loss alone": ours(SampleLoss),
     "BackPACK": backpack,
@@ -225,10 +222,8 @@ def measure(name: str, method: str, device: str, rounds: int) -> dict[str, Any]:
 
 
 def peak_memory(name: str, method: str, device: str) -> int | None:
-    """Peak bytes of a process that takes three steps with one method; None if it refuses."""
-    command = [sys.executable, __file__, "--peak", name, "--method", method, "--device", device]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+    """Peak bytes of a process that takes a few steps with one method; None if it refuses."""
+    return peak_alone(__file__, "--peak", name, "--method", method, "--device", device)
 
 
 def print_peak(name: str, method: str, device: str) -> None:
@@ -237,25 +232,7 @@ def print_peak(name: str, method: str, device: str) -> None:
     with METHODS[method](model, x, y) as step:
         for _ in range(4):
             step()
-    if device == "cuda":
-        print(torch.cuda.max_memory_allocated())
-    else:
-        # Not getrusage: its maximum is inherited from the process that started this one.
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
-
-
-def environment(device: str) -> dict[str, str]:
-    """What the numbers depend on."""
-    packages = ("torch", "backpack-for-pytorch", "opacus")
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-        **{name: version(name) for name in packages},
-    }
+    print(peak_bytes(device))
 
 
 def main() -> None:
@@ -284,10 +261,13 @@ def main() -> None:
                 row["peak_bytes"] = peak_memory(name, method, device)
             rows.append(row)
             shown = f"{row['ratio']:.3f}" if "ratio" in row else row["refused"]
-            print(f"{name:<48} {method:<16} {shown}", flush=True)
+            print(f"{name:<48} {method:<20} {shown}", flush=True)
         networks.append({"network": name, "methods": rows})
     out = arguments.out or Path(__file__).parent / "results" / f"grad_norm-{device}.json"
-    content = {"environment": environment(device), "networks": networks}
+    content = {
+        "environment": environment(device, "backpack-for-pytorch", "opacus"),
+        "networks": networks,
+    }
     out.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 

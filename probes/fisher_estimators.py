@@ -32,6 +32,9 @@ _BUDGET = 1024
 _BATCHES = 16
 """Least batches in a pass of `batch`, each of which has one value, however large, to tell."""
 
+_TESTED = 8
+"""Inputs that the engine's self-test takes."""
+
 _REMEDY = (
     "The Fisher trace needs every trainable parameter; freeze or replace these layers, or take "
     "kind='batch', which needs no per-sample gradients."
@@ -56,7 +59,24 @@ def estimate(plan: Plan) -> FisherEstimate:
     build = functools.partial(SecondMomentEngine, diagonal=plan.diagonal)
     with extra_pass(plan.model, probe="FisherTrace", remedy=_REMEDY, build=build) as own_pass:
         passes = Passes(plan.model, own_pass)
+        _self_test(plan, passes)
         return {"exact": _exact, "mc": _mc, "empirical": _empirical}[plan.kind](plan, passes)
+
+
+def _self_test(plan: Plan, passes: Passes) -> None:
+    """Have the engine verified on a few inputs, as that takes a pass several times as dear.
+
+    Along random directions, since the draws' may vanish where the network is certain.
+    """
+    few = torch.arange(min(_TESTED, len(plan.data)))
+    inputs, _ = plan.data.rows(few, plan.device)
+    output, capture = passes.forward(inputs)
+    generator = plan.generator()
+    directions = torch.randn(
+        output.shape, generator=generator, device=output.device, dtype=output.dtype
+    )
+    passes.backward(capture, _along(output, directions))
+    passes.forget()
 
 
 def _exact(plan: Plan, passes: Passes) -> FisherEstimate:

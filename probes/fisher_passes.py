@@ -57,6 +57,10 @@ class Passes:
         ]
         return torch.stack(found).double().cpu().numpy()
 
+    def forget(self) -> None:
+        """Drop what has been gathered so far."""
+        self._engine.squares.clear()
+
     def estimate(self, kind: Kind, table: type[InputValues], rows: np.ndarray) -> FisherEstimate:
         """The estimate from one row per input."""
         n = rows.shape[1]

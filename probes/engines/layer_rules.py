@@ -49,6 +49,19 @@ def chunks(n: int, bytes_each: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n))
 
 
+def cached_chunks(like: Tensor, bytes_each: int) -> Iterator[slice]:
+    """Slices as of `chunks`, smaller on a CPU, where the next step then finds them in its cache.
+
+    Args:
+        like: A tensor with the samples on its first axis.
+        bytes_each: Size of one sample's gradient.
+
+    Returns:
+        The slices, in order.
+    """
+    return chunks(len(like), bytes_each if like.is_cuda else 8 * bytes_each)
+
+
 def row_norms(tensor: Tensor) -> Tensor:
     """Norm of each sample's entries, shape (N,)."""
     return torch.linalg.vector_norm(tensor.flatten(1), dim=1)
@@ -64,19 +77,23 @@ def outer_norms_sq(left: Tensor, right: Tensor) -> Tensor:
     Returns:
         Shape (N,).
     """
-    n, t, p = left.shape
+    _, t, p = left.shape
     q = right.shape[2]
     if t == 1:
         return (row_norms(left) * row_norms(right)).square_()
     if t * (p + q) < p * q:
         parts = [
-            (left[s] @ left[s].transpose(1, 2)).mul_(right[s] @ right[s].transpose(1, 2))
-            for s in chunks(n, 2 * t * t * left.element_size())
+            (left[s] @ left[s].transpose(1, 2))
+            .mul_(right[s] @ right[s].transpose(1, 2))
+            .sum((1, 2))
+            for s in cached_chunks(left, 2 * t * t * left.element_size())
         ]
     else:
-        parts = [left[s].transpose(1, 2) @ right[s] for s in chunks(n, p * q * left.element_size())]
-        return torch.cat([row_norms(part).square_() for part in parts])
-    return torch.cat([part.sum((1, 2)) for part in parts])
+        parts = [
+            row_norms(left[s].transpose(1, 2) @ right[s]).square_()
+            for s in cached_chunks(left, p * q * left.element_size())
+        ]
+    return torch.cat(parts)
 
 
 def linear_weight(layer: nn.Linear, source: Tensor, grad: Tensor) -> Tensor:
@@ -112,7 +129,7 @@ def conv_weight(layer: nn.Conv2d, source: Tensor, grad: Tensor) -> Tensor:
     bytes_each = layer.weight.numel() * grad.element_size()
     parts = [
         row_norms(conv_gradients(layer, source[s], grad[s])).square_()
-        for s in chunks(len(source), bytes_each)
+        for s in cached_chunks(source, bytes_each)
     ]
     return torch.cat(parts)
 
@@ -140,6 +157,9 @@ def conv_gradients(
         steps: list[Any] = [slice(None, None, step) for step in layer.stride]
         strided = source[(..., *steps)]
         return (grad.flatten(2) @ strided.flatten(2).transpose(1, 2)).reshape(n, *shape)
+    if _gram_pays(layer, source, grad):  # where positions are few, that kernel is slow on CPUs
+        patches = F.unfold(source, layer.kernel_size, layer.dilation, padding, layer.stride)
+        return (grad.flatten(2) @ patches.transpose(1, 2)).reshape(n, *shape)
     repeated = source.new_empty(n * shape[0], *shape[1:])  # only its shape is read
     gradient = torch.ops.aten.convolution_backward(
         grad.reshape(1, -1, *grad.shape[2:]),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from probes.engines import layer_rules
 from probes.engines.backpack import BackpackEngine, NormCapture
-from probes.engines.layer_rules import GRADIENTS, chunks, conv_gradients
+from probes.engines.layer_rules import GRADIENTS, cached_chunks, chunks, conv_gradients
 from probes.engines.units import Unit
 
 
@@ -145,7 +145,7 @@ def _form(
     elif isinstance(layer, nn.Linear):
         yield from _form_linear(layer, source, grad)
     else:
-        for rows in chunks(len(grad), 2 * parameter.numel() * grad.element_size()):
+        for rows in cached_chunks(grad, 2 * parameter.numel() * grad.element_size()):
             gradients = conv_gradients(layer, source[rows], grad[rows])
             yield _Entries(rows, everything, gradients.flatten(1))
 
