@@ -69,8 +69,9 @@ def _self_test(plan: Plan, passes: Passes) -> None:
     Along random directions, since the draws' may vanish where the network is certain.
     """
     few = torch.arange(min(_TESTED, len(plan.data)))
-    inputs, _ = plan.data.rows(few, plan.device)
+    inputs, labels = plan.data.rows(few, plan.device)
     output, capture = passes.forward(inputs)
+    plan.check(output, inputs, labels)
     generator = plan.generator()
     directions = torch.randn(
         output.shape, generator=generator, device=output.device, dtype=output.dtype

@@ -59,7 +59,8 @@ class Passes:
 
     def forget(self) -> None:
         """Drop what has been gathered so far."""
-        self._engine.squares.clear()
+        for squares in self._engine.squares.values():
+            squares.zero_()
 
     def estimate(self, kind: Kind, table: type[InputValues], rows: np.ndarray) -> FisherEstimate:
         """The estimate from one row per input."""

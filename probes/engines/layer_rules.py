@@ -157,7 +157,7 @@ def conv_gradients(
         steps: list[Any] = [slice(None, None, step) for step in layer.stride]
         strided = source[(..., *steps)]
         return (grad.flatten(2) @ strided.flatten(2).transpose(1, 2)).reshape(n, *shape)
-    if _gram_pays(layer, source, grad):  # where positions are few, that kernel is slow on CPUs
+    if _has_few_positions(layer, grad):  # there that kernel is slow on CPUs
         patches = F.unfold(source, layer.kernel_size, layer.dilation, padding, layer.stride)
         return (grad.flatten(2) @ patches.transpose(1, 2)).reshape(n, *shape)
     repeated = source.new_empty(n * shape[0], *shape[1:])  # only its shape is read
@@ -175,6 +175,13 @@ def conv_gradients(
         (False, True, False),
     )[1]
     return cast("Tensor", gradient).reshape(n, *shape)
+
+
+def _has_few_positions(layer: nn.Conv2d, grad: Tensor) -> bool:
+    if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
+        return False
+    d_out, d_in = layer.weight.shape[0], layer.weight[0].numel()
+    return 2 * grad[0, 0].numel() * (d_in + d_out) < d_in * d_out
 
 
 def _is_pointwise(layer: nn.Conv2d) -> bool:
