@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import sys
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -29,13 +30,21 @@ def preserved_randomness(devices: Iterable[torch.device] = ()) -> Iterator[None]
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
+def _uncompiled() -> contextlib.AbstractContextManager[object]:
+    """Compiled code runs eagerly; before torch 2.6, which cannot switch that, it stays compiled."""
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
 @contextlib.contextmanager
 def neutral(model: nn.Module) -> Iterator[None]:
     """Put the model into eval mode for a pass, and restore everything that the pass may touch.
 
     Restored, also after an error: each module's train/eval flag, all buffers, and the random states
-    of torch (CPU and the model's CUDA devices), NumPy and Python. Autocast is off inside. `.grad`
-    is not touched as long as the pass uses `torch.autograd.grad`.
+    of torch (CPU and the model's CUDA devices), NumPy and Python. Autocast is off inside, and a
+    compiled model runs as it was written, so that nothing is compiled again. `.grad` is not touched
+    as long as the pass uses `torch.autograd.grad`.
 
     Args:
         model: The network.
@@ -48,7 +57,11 @@ def neutral(model: nn.Module) -> Iterator[None]:
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     device_type = "cuda" if devices else "cpu"
     try:
-        with preserved_randomness(devices), torch.autocast(device_type, enabled=False):
+        with (
+            preserved_randomness(devices),
+            torch.autocast(device_type, enabled=False),
+            _uncompiled(),
+        ):
             model.eval()
             yield
     finally:

@@ -15,7 +15,6 @@ that training itself computed.
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -24,14 +23,23 @@ from backpack.extensions.firstorder.base import FirstOrderModuleExtension
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
-from probes.engines.differentiate import Use, batch_gradients, per_sample_gradients
+from probes.engines.differentiate import (
+    Axes,
+    Use,
+    batch_gradients,
+    find_axes,
+    fits,
+    per_sample_gradients,
+)
 from probes.engines.layer_rules import RULES, ParameterRule, chunks
 from probes.engines.units import Unit, find_problems, find_units, listed
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
 _NO_TASK = -1  # what torch reports outside of a backward pass
+_OVER = -2  # no pass of ours is running
 
 
 class NormCapture:
@@ -56,9 +64,18 @@ class NormCapture:
         self.is_alone = True
         self.coarsest = torch.float64
         self.forwards: Counter[Unit] = Counter()
-        self.fired: Counter[Unit] = Counter()
+        self.replays: Counter[Unit] = Counter()
         self.fused: set[nn.Parameter] = set()
         self.later: dict[Unit, list[Use]] = defaultdict(list)
+
+    def count(self, unit: Unit) -> None:
+        """Count a use: in the forward pass, or in a checkpoint's replay of a part of it."""
+        is_replay = torch._C._current_graph_task_id() != _NO_TASK
+        (self.replays if is_replay else self.forwards)[unit] += 1
+
+    def uses(self, unit: Unit) -> int:
+        """How often the unit was used; a replay counts where the first run had no graph."""
+        return self.forwards[unit] or self.replays[unit]
 
     def clear(self) -> None:
         """Forget the norms, for another backward pass through the same forward pass."""
@@ -66,7 +83,7 @@ class NormCapture:
         self.variances.clear()
         self.reached.clear()
         self.explained.clear()
-        self.fired.clear()
+        self.replays.clear()
         self.later.clear()
         self.fused.clear()
 
@@ -116,6 +133,7 @@ class BackpackEngine:
         self._backward: NormCapture | None = None
         self._task = _NO_TASK
         self._verified: set[str] = set()
+        self._axes: dict[Unit, Axes] = {}
         problems = find_problems(model)
         self.problems = list(problems.values())
         self.mixing = [text for module, text in problems.items() if isinstance(module, _BatchNorm)]
@@ -123,6 +141,12 @@ class BackpackEngine:
         self._divide()
         if not self._names:
             self.problems.append("no parameter is trainable")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "BackpackEngine":
+        """What the hooks on a copy of the model, such as a running average, belong to: nobody."""
+        inert = object.__new__(type(self))
+        inert.armed = False
+        return inert
 
     def _divide(self) -> None:
         self._names = {p: name for name, p in self._model.named_parameters() if p.requires_grad}
@@ -148,7 +172,11 @@ class BackpackEngine:
             self.attach()
 
     def attach(self) -> None:
-        """Place the hooks."""
+        """Place the hooks.
+
+        In a compiled model they are graph breaks, on steps where they are armed: a hook on a value
+        within a compiled graph does not fire.
+        """
         self._handles.append(self._model.register_forward_pre_hook(self._follow_freezing))
         for unit in self._units:
             self._attach_unit(unit)
@@ -157,6 +185,7 @@ class BackpackEngine:
             self._handles.append(parameter.register_hook(hook))  # type: ignore[no-untyped-call]
 
     def _attach_unit(self, unit: Unit) -> None:
+        self._eagerly = torch.compiler.disable(self._record_use)  # type: ignore[no-untyped-call]
         hook = functools.partial(self._after_forward, unit)
         self._handles.append(unit.module.register_forward_hook(hook, with_kwargs=True))
 
@@ -178,7 +207,12 @@ class BackpackEngine:
         if task != _NO_TASK and task == self._task and self._backward is not None:
             # Several batches share one backward pass, so parameters get the sum of their gradients.
             capture.is_alone = self._backward.is_alone = False
+        elif task != _NO_TASK:
+            torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
         self._backward, self._task = capture, task
+
+    def _end_backward(self) -> None:
+        self._task = _OVER
 
     def finish(self, capture: NormCapture, n: int) -> list[str]:
         """Complete a capture whose backward pass is over.
@@ -213,50 +247,86 @@ class BackpackEngine:
 
     def _after_forward(
         self, unit: Unit, module: nn.Module, args: Any, kwargs: Any, output: Any
-    ) -> None:
-        first, *others = output if isinstance(output, tuple) else (output,)
-        if not (self.armed and torch.is_grad_enabled() and first.requires_grad):
-            return
-        capture = self._current_capture(unit)
-        if capture is None:
-            return
-        capture.forwards[unit] += 1
-        inputs = tuple(_detached(v) for v in args), {k: _detached(v) for k, v in kwargs.items()}
-        # The hook must not hold `output` itself: the cycle through its graph is never collected.
-        first.register_hook(functools.partial(self._at_output, capture, unit, inputs))
-        problem = f"`{unit.block}` passes a gradient on through more than its first output"
-        for other in _tensors(others):
-            if other.requires_grad:
-                other.register_hook(lambda _: capture.problems.append(problem))  # type: ignore[no-untyped-call]
+    ) -> Any:
+        if not (self.armed and torch.is_grad_enabled()):
+            return None
+        first = output[0] if isinstance(output, tuple) else output
+        if isinstance(first, Tensor) and not first.requires_grad:
+            return None
+        return self._eagerly(unit, args, kwargs, output)
 
-    def _current_capture(self, unit: Unit) -> NormCapture | None:
+    def _record_use(self, unit: Unit, args: Any, kwargs: Any, output: Any) -> Any:
+        """Hang the hook on a unit's output; returns the output if that had to be replaced."""
+        first, *others = output if isinstance(output, tuple) else (output,)
+        capture = self._current_capture()
+        if capture is None:
+            return None
+        if not isinstance(first, Tensor):
+            kind = type(first).__name__
+            capture.problems.append(f"`{unit.block}` returns a {kind} where a tensor is needed")
+            return None
+        capture.count(unit)
+        inputs = tree_map(_detached, (args, kwargs))
+        hooked, shape, returned = _behind_views(first, is_known=unit.has_rule)
+        # The hook must not hold `output` itself: the cycle through its graph is never collected.
+        hook = functools.partial(self._at_output, capture, unit, inputs, shape)
+        hooked.register_hook(hook)  # type: ignore[no-untyped-call]
+        problem = f"`{unit.block}` passes a gradient on through more than its first output"
+        for other in tree_leaves(others):
+            if isinstance(other, Tensor) and other.requires_grad:
+                other.register_hook(lambda _: capture.problems.append(problem))  # type: ignore[no-untyped-call]
+        if returned is first:
+            return None
+        make = getattr(output, "_make", tuple)  # named tuples stay such
+        return make((returned, *others)) if isinstance(output, tuple) else returned
+
+    def _current_capture(self) -> NormCapture | None:
         if torch._C._current_graph_task_id() == _NO_TASK:
             self._forward = self._forward or NormCapture()
             return self._forward
         # In a backward pass, activation checkpointing runs a forward again. A gradient comes to
-        # this one only where the first ran without a graph (reentrant).
-        capture = self._backward
-        return None if capture is None or capture.forwards[unit] else capture
+        # this one only where the first ran without a graph (reentrant); other hooks never fire.
+        return self._backward
 
-    def _at_output(self, capture: NormCapture, unit: Unit, inputs: Any, grad: Tensor) -> None:
+    def _at_output(
+        self, capture: NormCapture, unit: Unit, inputs: Any, shape: torch.Size, grad: Tensor
+    ) -> None:
+        grad = grad.reshape(shape)
         capture.coarsest = max(capture.coarsest, grad.dtype, key=_TOLERANCE.__getitem__)
         dtype = torch.promote_types(grad.dtype, torch.float32)
-        args, kwargs = inputs
-        args = tuple(_to(value, dtype) for value in args)
-        kwargs = {name: _to(value, dtype) for name, value in kwargs.items()}
+        args, kwargs = tree_map(functools.partial(_to, dtype=dtype), inputs)
         grad = grad.detach().to(dtype)
-        use = Use(unit.module, unit.parameters, args, kwargs, grad, unit.sample_axis)
-        if not unit.has_rule or unit.shares or capture.forwards[unit] > 1:
-            capture.later[unit].append(use)
+        use = self._use(unit, args, kwargs, grad)
+        if not unit.has_rule or unit.shares or capture.uses(unit) > 1:
+            if self._is_first(capture, unit):
+                capture.later[unit].append(use)
             return
         if any(self._names[p] not in self._verified for p in unit.parameters.values()):
             for key, gradient in batch_gradients(use).items():
                 self._explain(capture, unit.parameters[key], gradient)
-        if unit.block in capture.norms_sq:
-            capture.problems.append(f"`{unit.block}` is used twice in a checkpointed part")
-        else:
+        if self._is_first(capture, unit):
             with torch.no_grad():
                 self._measure(capture, unit, args[0] if args else kwargs["input"], grad)
+
+    def _use(self, unit: Unit, args: tuple[Any, ...], kwargs: dict[str, Any], grad: Tensor) -> Use:
+        n = grad.shape[unit.sample_axis]
+        axes = self._axes.get(unit)
+        if axes is None or not fits(axes, args, kwargs, n):
+            # What was verified with other axes is to be verified again.
+            axes = find_axes(unit.module, args, kwargs, unit.sample_axis, n)
+            self._axes[unit] = axes
+            self._verified -= {self._names[p] for p in unit.parameters.values()}
+        return Use(unit.module, unit.parameters, args, kwargs, grad, unit.sample_axis, axes)
+
+    def _is_first(self, capture: NormCapture, unit: Unit) -> bool:
+        """Whether no norms of the unit are there; otherwise it was not known to be used twice."""
+        if unit.block in capture.norms_sq:
+            capture.problems.append(
+                f"`{unit.block}` is used more than once, in parts that are checkpointed with "
+                "use_reentrant=True; use_reentrant=False is exact"
+            )
+            return False
+        return True
 
     def _explain(self, capture: NormCapture, parameter: nn.Parameter, gradient: Tensor) -> None:
         name = self._names[parameter]
@@ -310,6 +380,10 @@ class BackpackEngine:
     def _verify(self, capture: NormCapture) -> list[str]:
         """Compare what the hooks have seen with the gradients that training got."""
         problems = []
+        gradients = [gradient for gradient in capture.reached.values() if gradient is not None]
+        # A gradient can be zero but for rounding, as that of a bias before a normalisation; then
+        # two ways to it differ by as much as it has.
+        whole = torch.stack([g.double().norm() for g in gradients]).norm() if gradients else 0.0
         for name in sorted(capture.reached.keys() & self._owners.keys() - self._verified):
             expected, explained = capture.reached[name], capture.explained.get(name)
             if self._parameters[name] in capture.fused:
@@ -320,7 +394,9 @@ class BackpackEngine:
                 continue
             tolerance = max(_TOLERANCE[expected.dtype], _TOLERANCE[capture.coarsest])
             off = (explained - expected.to(explained.dtype)).norm()
-            if off > tolerance * expected.norm() + 1e-30:
+            types = expected.dtype, capture.coarsest
+            rounding = 10 * max(torch.finfo(dtype).eps for dtype in types) * whole
+            if off > tolerance * expected.norm() + rounding + 1e-30:
                 problems.append(
                     f"`{name}`: single samples do not add up to its gradient. Its module draws "
                     "random numbers or mixes samples, or the parameter is used elsewhere too"
@@ -330,8 +406,8 @@ class BackpackEngine:
         return problems
 
     def _reached(self, name: str, grad: Tensor) -> None:
-        task = torch._C._current_graph_task_id()
-        if self._backward is not None and self._task in (_NO_TASK, task):
+        # Checkpoints that are reentrant run backward passes of their own within ours.
+        if self._backward is not None and self._task != _OVER:
             verify = name not in self._verified
             self._backward.reached[name] = grad.detach().clone() if verify else None
 
@@ -340,16 +416,26 @@ def _size(parameter: Tensor) -> int:
     return 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
 
 
+def _behind_views(output: Tensor, *, is_known: bool) -> tuple[Tensor, torch.Size, Tensor]:
+    """Where to hang a hook on a layer's output, that output's shape, and what to return for it.
+
+    An in-place operation on a view (a linear layer's output over sequences is one) takes the view's
+    place in the graph, and its hook with it. A hook on the tensor behind the view stays; of modules
+    that may use that tensor otherwise too, the output is copied.
+    """
+    if not output._is_view():
+        return output, output.shape, output
+    behind = output._base
+    if is_known and behind is not None and behind.requires_grad:
+        whole = behind.numel() == output.numel()
+        if whole and behind.is_contiguous() and output.is_contiguous():
+            return behind, output.shape, output
+    output = output.clone()
+    return output, output.shape, output
+
+
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _tensors(value)
 
 
 def _to(value: Any, dtype: torch.dtype) -> Any:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from probes.engines.backpack import BackpackEngine, NormCapture
-from probes.engines.differentiate import Use
 from probes.engines.layer_rules import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -47,6 +46,7 @@ class FusedEngine(BackpackEngine):
 
     def _attach_unit(self, unit: Unit) -> None:
         if unit.has_rule and not unit.shares and self._fuses(unit):
+            self._fused_eagerly = torch.compiler.disable(self._run_fused)  # type: ignore[no-untyped-call]
             forward = functools.partial(self._forward_fused, unit, unit.module.forward)
             unit.module.forward = forward
             self._handles.append(_ForwardRestorer(unit.module))  # type: ignore[arg-type]
@@ -65,10 +65,13 @@ class FusedEngine(BackpackEngine):
         layer: Any = unit.module
         if not (self.armed and torch.is_grad_enabled()) or source.dim() < _least_axes(layer):
             return original(*args, **kwargs)
-        capture = self._current_capture(unit)
+        return cast("Tensor", self._fused_eagerly(unit, source))
+
+    def _run_fused(self, unit: Unit, source: Tensor) -> Tensor:
+        layer: Any = unit.module
+        capture = self._current_capture()
         if capture is not None:
-            capture.forwards[unit] += 1
-        # Without a capture this is a checkpoint's second forward: the same operations, no norms.
+            capture.count(unit)
         sink = _Sink(self, capture, unit)
         weight, bias = layer.weight, layer.bias
         device = source.device.type
@@ -95,12 +98,12 @@ class _Sink:
     def put(self, norms_sq: Tensor, source: Tensor, grad: Tensor) -> None:
         """Take the norms, or, of a layer used several times, what they can be made from later."""
         capture, unit = self._capture, self._unit
-        if capture is None:
+        if capture is None or not self._engine._is_first(capture, unit):
             return
-        if capture.forwards[unit] == 1:
+        if capture.uses(unit) == 1:
             capture.norms_sq[unit.block] = norms_sq
         else:
-            use = Use(unit.module, unit.parameters, (_float(source),), {}, _float(grad), 0)
+            use = self._engine._use(unit, (_float(source),), {}, _float(grad))
             capture.later[unit].append(use)
         capture.fused.update(unit.parameters.values())
 
@@ -173,7 +176,9 @@ class _FusedLinear(torch.autograd.Function):
     def forward(ctx: Any, source: Tensor, weight: Tensor, bias: Tensor | None, sink: Any) -> Tensor:
         ctx.save_for_backward(source, weight)
         ctx.sink, ctx.has_bias = sink, bias is not None
-        return F.linear(source, weight, bias)
+        output = F.linear(source, weight, bias)
+        # Autograd lets nothing change a view that a function of one's own returned.
+        return torch.ops.aten._unsafe_view(output, output.shape)
 
     @staticmethod
     @once_differentiable
