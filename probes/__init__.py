@@ -6,6 +6,7 @@
 from probes.errors import UnsupportedModelError
 from probes.fisher_trace import FisherEstimate, FisherTrace, fisher_trace
 from probes.grad_norm import GradNorm
+from probes.output_grad_norm import OutputGradNorm
 from probes.probe import Probe, Scalar
 from probes.recorder import Recorder
 from probes.sample_ids import with_sample_ids
@@ -20,6 +21,7 @@ __all__ = [
     # probes
     "FisherTrace",
     "GradNorm",
+    "OutputGradNorm",
     "SampleLoss",
     "WeightEffect",
     # when they measure
