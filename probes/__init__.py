@@ -12,11 +12,13 @@ from probes.recorder import Recorder
 from probes.sample_ids import with_sample_ids
 from probes.sample_loss import SampleLoss
 from probes.schedule import Schedule, every
+from probes.sequence_losses import sequence_losses
 from probes.weight_effect import WeightEffect
 
 __all__ = [
     # the recorder
     "Recorder",
+    "sequence_losses",
     "with_sample_ids",
     # probes
     "FisherTrace",
