@@ -267,7 +267,7 @@ def record_three_kinds(out, scripted, engine, **kwargs):
     model = Net(ThreeKinds(scripted))
     x = torch.randn(N, T, D)
     with Recorder(out, model, [GradNorm(engine=engine, blocks=True, **kwargs)]) as recorder:
-        for epoch in recorder.epochs(2):  # the second pass is past the self-test
+        for _ in recorder.epochs(2):  # the second pass is past the self-test
             losses = losses_of(model(x), Y)
             recorder.observe(losses, IDS)
             (1024 * losses).mean().backward()

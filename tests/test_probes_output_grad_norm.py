@@ -283,7 +283,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(tmp_path):
     with pytest.raises(UnsupportedModelError, match="no gradient arrived at the model's output"):
         recorded(tmp_path / "a", model, lambda m: cross_entropy(m[2](m[1](m[0](X))), Y))
     x = torch.randn(N * T, 5)
-    with pytest.raises(UnsupportedModelError, match="18 rows arrived .* for 6 losses"):
+    with pytest.raises(UnsupportedModelError, match=r"18 rows arrived .* for 6 losses"):
         recorded(tmp_path / "b", model, lambda m: m(x).view(N, T, C).square().sum((1, 2)))
     with pytest.raises(ValueError, match=r"every\(steps=k\)"):
         OutputGradNorm(every(epochs=1))

@@ -51,17 +51,15 @@ def token_losses(logits, labels):
     return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
 
 
-def alone(model, x, y, reduction, **kwargs):
+def alone(model, x, y, reduction):
     """Norm of each sequence by itself, without its padding."""
-    norms = []
-    for i, length in enumerate(LENGTHS):
-        reduced = {"sum": torch.sum, "mean": torch.mean}[reduction]
-        own = grad_norms(
-            model, x[i : i + 1, :length], y[i : i + 1, :length],
-            lambda z, labels: reduced(token_losses(z, labels), dim=1),
-        )  # fmt: skip
-        norms.append(own["total"].item())
-    return norms
+    reduced = {"sum": torch.sum, "mean": torch.mean}[reduction]
+
+    def loss(logits, labels):
+        return reduced(token_losses(logits, labels), dim=1)
+
+    rows = [(x[i : i + 1, :length], y[i : i + 1, :length]) for i, length in enumerate(LENGTHS)]
+    return [grad_norms(model, *row, loss)["total"].item() for row in rows]
 
 
 @pytest.mark.parametrize("engine", ["backpack", "fused"])

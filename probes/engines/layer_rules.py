@@ -73,7 +73,7 @@ def outer_norms_sq(left: Tensor, right: Tensor) -> Tensor:
     else:
         parts = [left[s].transpose(1, 2) @ right[s] for s in chunks(n, p * q * left.element_size())]
         return torch.cat([row_norms(part).square_() for part in parts])
-    return torch.cat([part.sum((1, 2)) for part in parts])
+    return torch.cat([part.sum((1, 2)).clamp_(min=0) for part in parts])
 
 
 def linear_weight(layer: nn.Linear, source: Tensor, grad: Tensor) -> Tensor:
@@ -98,7 +98,8 @@ def embedding_weight(layer: nn.Embedding, source: Tensor, grad: Tensor) -> Tenso
     parts = []
     for s in chunks(len(indices), 2 * t * t * grad.element_size()):
         same = indices[s].unsqueeze(1) == indices[s].unsqueeze(2)
-        parts.append(((grad[s] @ grad[s].transpose(1, 2)) * same).sum((1, 2)))
+        # Where positions cancel, rounding may leave a square just below 0.
+        parts.append(((grad[s] @ grad[s].transpose(1, 2)) * same).sum((1, 2)).clamp_(min=0))
     return torch.cat(parts)
 
 
