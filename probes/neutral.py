@@ -2,12 +2,13 @@
 
 import contextlib
 import random
-import sys
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import nn
+
+from probes.compiled import uncompiled
 
 
 @contextlib.contextmanager
@@ -28,13 +29,6 @@ def preserved_randomness(devices: Iterable[torch.device] = ()) -> Iterator[None]
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
-
-
-def _uncompiled() -> contextlib.AbstractContextManager[object]:
-    """Compiled code runs eagerly; before torch 2.6, which cannot switch that, it stays compiled."""
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
-        return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
 
 
 @contextlib.contextmanager
@@ -60,7 +54,7 @@ def neutral(model: nn.Module) -> Iterator[None]:
         with (
             preserved_randomness(devices),
             torch.autocast(device_type, enabled=False),
-            _uncompiled(),
+            uncompiled(),
         ):
             model.eval()
             yield

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from probes.batch import ObservedBatch
+from probes.compiled import graph_break
 from probes.errors import UnsupportedModelError
 from probes.probe import Probe
 from probes.schedule import Schedule, every
@@ -77,8 +78,7 @@ class OutputGradNorm(Probe):
 
     def attach(self, model: nn.Module) -> None:
         """Place the hook."""
-        # In a compiled model a graph break: a hook on a value within a graph does not fire.
-        self._eagerly = torch.compiler.disable(self._watch)  # type: ignore[no-untyped-call]
+        self._eagerly = graph_break(self._watch)
         self._handle = model.register_forward_hook(self._after_forward)
 
     def detach(self) -> None:

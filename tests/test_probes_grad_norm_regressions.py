@@ -265,3 +265,32 @@ def test_a_copy_of_the_model_is_not_observed(engine, tmp_path):
         losses.mean().backward()
     found = open_run(tmp_path / "run").samples()["grad_norm"].tolist()
     assert found == expected_norms(model, x)
+
+
+@ENGINES
+@pytest.mark.parametrize("kind", ["tied", "twice", "lstm"])
+def test_what_is_differentiated_is_so_before_the_optimiser_updates(kind, engine, tmp_path):
+    """It was at the next batch, with the parameters of then; tests that never updated passed."""
+    run, layers = {
+        "tied": (
+            lambda m, x: m["b"](m["a"](x).tanh()),
+            {"a": nn.Linear(D, D), "b": nn.Linear(D, D)},
+        ),
+        "twice": (lambda m, x: m["a"](m["a"](x).tanh()), {"a": nn.Linear(D, D)}),
+        "lstm": (lambda m, x: m["a"](x)[0], {"a": nn.LSTM(D, D, batch_first=True)}),
+    }[kind]
+    model = Net(run, **layers)
+    if kind == "tied":
+        layers["b"].weight = layers["a"].weight
+    optimizer, x = torch.optim.SGD(model.parameters(), lr=0.5), sequences()
+    found, norms = tmp_path / "run", []
+    with Recorder(found, model, [GradNorm(engine=engine)], repeats=True) as recorder:
+        for _ in range(3):
+            norms.append(grad_norms(model, x, Y, losses_of)["total"])
+            losses = losses_of(model(x), Y)
+            recorder.observe(losses, torch.arange(N))
+            losses.mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    rows = open_run(found).samples(repeats=True).sort_values(["step", "sample_id"])
+    assert rows["grad_norm"].tolist() == pytest.approx(torch.cat(norms).tolist(), rel=1e-5)

@@ -26,6 +26,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
+from probes.compiled import graph_break
 from probes.engines.differentiate import (
     Axes,
     Use,
@@ -132,6 +133,7 @@ class BackpackEngine:
         self._forward: NormCapture | None = None
         self._backward: NormCapture | None = None
         self._task = _NO_TASK
+        self._running: list[NormCapture] = []
         self._verified: set[str] = set()
         self._axes: dict[Unit, Axes] = {}
         problems = find_problems(model)
@@ -185,7 +187,7 @@ class BackpackEngine:
             self._handles.append(parameter.register_hook(hook))  # type: ignore[no-untyped-call]
 
     def _attach_unit(self, unit: Unit) -> None:
-        self._eagerly = torch.compiler.disable(self._record_use)  # type: ignore[no-untyped-call]
+        self._eagerly = graph_break(self._record_use)
         hook = functools.partial(self._after_forward, unit)
         self._handles.append(unit.module.register_forward_hook(hook, with_kwargs=True))
 
@@ -207,12 +209,25 @@ class BackpackEngine:
         if task != _NO_TASK and task == self._task and self._backward is not None:
             # Several batches share one backward pass, so parameters get the sum of their gradients.
             capture.is_alone = self._backward.is_alone = False
+            self._running.append(capture)
         elif task != _NO_TASK:
+            self._running = [capture]
             torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
         self._backward, self._task = capture, task
 
     def _end_backward(self) -> None:
+        """Take what is taken from parameters, before the optimiser changes them."""
         self._task = _OVER
+        running, self._running = self._running, []
+        for capture in running:
+            self._add_up(capture)
+
+    def _add_up(self, capture: NormCapture) -> None:
+        armed, self.armed = self.armed, False
+        with torch.no_grad():
+            self._add_up_uses(capture)
+        capture.later.clear()
+        self.armed = armed
 
     def finish(self, capture: NormCapture, n: int) -> list[str]:
         """Complete a capture whose backward pass is over.
@@ -226,10 +241,7 @@ class BackpackEngine:
         """
         if capture is self._backward:
             self._backward = None
-        armed, self.armed = self.armed, False
-        with torch.no_grad():
-            self._add_up_uses(capture)
-        self.armed = armed
+        self._add_up(capture)
         if not capture.norms_sq:
             return [
                 "no layer's hook fired: the losses do not depend on a parameter, or the model was "

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from probes.compiled import graph_break
 from probes.engines.backpack import BackpackEngine, NormCapture
 from probes.engines.layer_rules import (
     BATCH_NORMS,
@@ -46,7 +47,7 @@ class FusedEngine(BackpackEngine):
 
     def _attach_unit(self, unit: Unit) -> None:
         if unit.has_rule and not unit.shares and self._fuses(unit):
-            self._fused_eagerly = torch.compiler.disable(self._run_fused)  # type: ignore[no-untyped-call]
+            self._fused_eagerly = graph_break(self._run_fused)
             forward = functools.partial(self._forward_fused, unit, unit.module.forward)
             unit.module.forward = forward
             self._handles.append(_ForwardRestorer(unit.module))  # type: ignore[arg-type]
@@ -65,7 +66,7 @@ class FusedEngine(BackpackEngine):
         layer: Any = unit.module
         if not (self.armed and torch.is_grad_enabled()) or source.dim() < _least_axes(layer):
             return original(*args, **kwargs)
-        return cast("Tensor", self._fused_eagerly(unit, source))
+        return self._fused_eagerly(unit, source)
 
     def _run_fused(self, unit: Unit, source: Tensor) -> Tensor:
         layer: Any = unit.module
