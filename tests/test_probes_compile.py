@@ -23,8 +23,8 @@ T, D, IDS = 3, 20, torch.arange(N)
 Y = torch.arange(N) % C
 X = torch.randn(N, T, D, generator=torch.Generator().manual_seed(5))
 BACKENDS = [
-    "eager",
     "aot_eager",
+    pytest.param("eager", marks=pytest.mark.slow),
     pytest.param(
         "inductor",
         marks=[

@@ -84,7 +84,7 @@ drawn = given(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=250)
 @drawn
 def test_norms_of_drawn_networks_are_exact(network, engine, total, backward):
     check(network, engine, total, backward)
