@@ -147,8 +147,9 @@ PUBLIC = {
     dynamics: "Run Study open_run open_study",
     dynamics.traces: "Run Study open_run open_study TraceWriter begin_attempt create_run "
     "SCHEMA_VERSION TABLES Status CorruptTraceError SchemaError StaleWriterError TraceError",
-    probes: "Recorder with_sample_ids FisherTrace GradNorm SampleLoss WeightEffect Schedule every "
-    "FisherEstimate fisher_trace Probe Scalar UnsupportedModelError",
+    probes: "Recorder sequence_losses with_sample_ids FisherTrace GradNorm OutputGradNorm "
+    "SampleLoss WeightEffect Schedule every FisherEstimate fisher_trace Probe Scalar "
+    "UnsupportedModelError",
     reports: "write_report plot_accuracy plot_data_map plot_detection_auc plot_fisher_trace "
     "plot_grad_norm plot_label_precision plot_loss plot_loss_mixture plot_noise_law "
     "plot_predicted_frac plot_weighted_gradient_share",

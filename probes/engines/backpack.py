@@ -14,7 +14,7 @@ that training itself computed.
 """
 
 import functools
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.hooks import RemovableHandle
 
 from probes.compiled import graph_break
+from probes.engines.capture import NO_TASK as _NO_TASK
+from probes.engines.capture import NormCapture as NormCapture
+from probes.engines.capture import behind_views
 from probes.engines.differentiate import (
     Axes,
     Use,
@@ -39,54 +42,7 @@ from probes.engines.layer_rules import RULES, ParameterRule, chunks
 from probes.engines.units import Unit, find_problems, find_units, listed
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
-_NO_TASK = -1  # what torch reports outside of a backward pass
 _OVER = -2  # no pass of ours is running
-
-
-class NormCapture:
-    """Squared per-sample norms of one forward pass, filled in by its backward pass.
-
-    Attributes:
-        norms_sq: Squared norm of c_i ∇ℓ_i over each block's parameters, shape (N,) each.
-        variances: Variance of each squared norm, where it is estimated.
-        reached: Parameters that a gradient has arrived at, with it while they are to be verified.
-        explained: Gradients of parameters to be verified, as the uses seen by the hooks give them.
-        problems: What went wrong on the way, one line each.
-        is_alone: Whether no other batch shared the backward pass.
-        coarsest: The least precise type that a layer's gradient came in.
-    """
-
-    def __init__(self) -> None:
-        self.norms_sq: dict[str, Tensor] = {}
-        self.variances: dict[str, Tensor] = {}
-        self.reached: dict[str, Tensor | None] = {}
-        self.explained: dict[str, Tensor] = {}
-        self.problems: list[str] = []
-        self.is_alone = True
-        self.coarsest = torch.float64
-        self.forwards: Counter[Unit] = Counter()
-        self.replays: Counter[Unit] = Counter()
-        self.fused: set[nn.Parameter] = set()
-        self.later: dict[Unit, list[Use]] = defaultdict(list)
-
-    def count(self, unit: Unit) -> None:
-        """Count a use: in the forward pass, or in a checkpoint's replay of a part of it."""
-        is_replay = torch._C._current_graph_task_id() != _NO_TASK
-        (self.replays if is_replay else self.forwards)[unit] += 1
-
-    def uses(self, unit: Unit) -> int:
-        """How often the unit was used; a replay counts where the first run had no graph."""
-        return self.forwards[unit] or self.replays[unit]
-
-    def clear(self) -> None:
-        """Forget the norms, for another backward pass through the same forward pass."""
-        self.norms_sq.clear()
-        self.variances.clear()
-        self.reached.clear()
-        self.explained.clear()
-        self.replays.clear()
-        self.later.clear()
-        self.fused.clear()
 
 
 class _RegisteredRule(FirstOrderModuleExtension):  # type: ignore[misc]  # BackPACK ships no types
@@ -279,7 +235,7 @@ class BackpackEngine:
             return None
         capture.count(unit)
         inputs = tree_map(_detached, (args, kwargs))
-        hooked, shape, returned = _behind_views(first, is_known=unit.has_rule)
+        hooked, shape, returned = behind_views(first, is_known=unit.has_rule)
         # The hook must not hold `output` itself: the cycle through its graph is never collected.
         hook = functools.partial(self._at_output, capture, unit, inputs, shape)
         hooked.register_hook(hook)  # type: ignore[no-untyped-call]
@@ -426,24 +382,6 @@ class BackpackEngine:
 
 def _size(parameter: Tensor) -> int:
     return 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
-
-
-def _behind_views(output: Tensor, *, is_known: bool) -> tuple[Tensor, torch.Size, Tensor]:
-    """Where to hang a hook on a layer's output, that output's shape, and what to return for it.
-
-    An in-place operation on a view (a linear layer's output over sequences is one) takes the view's
-    place in the graph, and its hook with it. A hook on the tensor behind the view stays; of modules
-    that may use that tensor otherwise too, the output is copied.
-    """
-    if not output._is_view():
-        return output, output.shape, output
-    behind = output._base
-    if is_known and behind is not None and behind.requires_grad:
-        whole = behind.numel() == output.numel()
-        if whole and behind.is_contiguous() and output.is_contiguous():
-            return behind, output.shape, output
-    output = output.clone()
-    return output, output.shape, output
 
 
 def _detached(value: Any) -> Any:
