@@ -7,20 +7,24 @@ from probes.errors import UnsupportedModelError
 from probes.fisher_estimate import FisherEstimate
 from probes.fisher_trace import FisherTrace, fisher_trace
 from probes.grad_norm import GradNorm
+from probes.output_grad_norm import OutputGradNorm
 from probes.probe import Event, Probe, Scalar, Vector
 from probes.recorder import Recorder
 from probes.sample_ids import with_sample_ids
 from probes.sample_loss import SampleLoss
 from probes.schedule import Schedule, every
+from probes.sequence_losses import sequence_losses
 from probes.weight_effect import WeightEffect
 
 __all__ = [
     # the recorder
     "Recorder",
+    "sequence_losses",
     "with_sample_ids",
     # probes
     "FisherTrace",
     "GradNorm",
+    "OutputGradNorm",
     "SampleLoss",
     "WeightEffect",
     # when they measure

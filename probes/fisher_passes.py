@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from probes.engines.backpack import NormCapture
+from probes.engines.capture import NormCapture
 from probes.engines.extra_pass import ExtraPass
 from probes.engines.second_moments import SecondMomentEngine
 from probes.fisher_estimate import FisherEstimate, InputValues, Kind, Measured

@@ -1,6 +1,6 @@
 """Per-sample gradient norms: in the training's own backward pass, or in an own one in eval mode."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
@@ -10,12 +10,14 @@ from torch.utils.hooks import RemovableHandle
 
 from dynamics.traces import Status
 from probes.batch import ObservedBatch
-from probes.engines.backpack import BackpackEngine, NormCapture
+from probes.engines.backpack import BackpackEngine
+from probes.engines.capture import NormCapture
 from probes.engines.extra_pass import extra_pass
 from probes.engines.fused import FusedEngine
 from probes.engines.sketch import FusedSketchEngine, SketchEngine
 from probes.errors import UnsupportedModelError
-from probes.probe import Probe
+from probes.probe import Probe, Scalar
+from probes.probe_set_norms import ProbeSetNorms
 from probes.schedule import Schedule, every
 
 Mode = Literal["train", "eval"]
@@ -55,11 +57,16 @@ class GradNorm(Probe):
     once more, in eval mode and without a trace left, and ℓ_i is computed anew: the way for networks
     with BatchNorm, whose training pass mixes the samples, and for dropout-free norms.
 
+    With `data` too, the norms are those of a fixed set instead, after each epoch or every k steps:
+    scalars `grad_norm` with block `total` (mean over the set, with its standard error) and `sample
+    <id>` (one row a sample and measurement, so a few hundred samples are plenty).
+
     Cost: `train`: BackPACK's extra products in each layer, on scheduled steps. `eval`: one more
-    forward and backward pass on scheduled steps.
+    forward and backward pass on scheduled steps, or one over the set.
 
     Args:
-        when: Steps to record, `every(steps=k)`; every step by default.
+        when: Steps to record, `every(steps=k)`; every step by default. With `data`, epochs as well;
+            before the first and after each one by default.
         mode: Which pass the norms are taken in.
         engine: `backpack` leaves training's gradients as they are, bit for bit; `fused` lets
             linear and convolutional layers form their gradient from the per-sample ones, which is
@@ -69,7 +76,10 @@ class GradNorm(Probe):
             about a quarter of the norm) and the status bit ESTIMATED. With `engine="fused"` those
             are the layers where estimating was measured to be faster.
         losses: For `mode="eval"`, the per-sample loss; softmax cross-entropy by default.
-        blocks: Also record the norm over each layer's parameters, as `grad_norm/<layer>`.
+        data: For `mode="eval"`, a fixed set in place of the batches: (inputs, labels), or a
+            map-style data set; items of `with_sample_ids` keep their ids, others count from 0.
+        blocks: Also record the norm over each layer's parameters, as `grad_norm/<layer>`; with
+            `data`, the mean of each layer's.
         partial: Accept layers without an exact rule and leave their parameters out of the norm;
             for `mode="train"`.
 
@@ -92,11 +102,12 @@ class GradNorm(Probe):
         engine: Engine = "backpack",
         kind: Kind = "exact",
         losses: SampleLosses = cross_entropy_losses,
+        data: Any = None,
         blocks: bool = False,
         partial: bool = False,
     ) -> None:
-        self._steps = when or every(steps=1)
-        if self._steps.steps is None:
+        self._steps = when or (every(steps=1) if data is None else every(epochs=1))
+        if self._steps.steps is None and data is None:
             raise ValueError(
                 f"GradNorm rides along in training steps, so it takes every(steps=k), but got "
                 f"{self._steps}."
@@ -110,13 +121,20 @@ class GradNorm(Probe):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, but is {value!r}.")
         if mode == "eval" and (engine, kind) != ("backpack", "exact"):
             raise ValueError("mode='eval' takes exact norms with engine='backpack' only.")
+        if data is not None and mode != "eval":
+            raise ValueError("GradNorm(data=...) takes passes of its own, so it needs mode='eval'.")
+        self._set: ProbeSetNorms | None = None
+        if data is not None:
+            self._set = ProbeSetNorms(data, losses, remedy=REMEDY)
+            self.when = self._steps
+            self.writes = ()  # type: ignore[misc]  # so it can go beside one that rides along
         self._mode = mode
         self._engine = engine
         self._kind = kind
         self._losses = losses
         self._blocks = blocks
         self._partial = partial
-        self._taken: _RideAlong | _OwnPass | None = None
+        self._taken: _RideAlong | _OwnPass | ProbeSetNorms | None = None
         self._step = -1
 
     def attach(self, model: nn.Module) -> None:
@@ -125,7 +143,10 @@ class GradNorm(Probe):
         Raises:
             UnsupportedModelError: If a layer has no exact rule; all of them are named.
         """
-        if self._mode == "train":
+        if self._set is not None:
+            self._set.attach(model)
+            self._taken = self._set
+        elif self._mode == "train":
             engine = _ENGINES[self._engine, self._kind](model)
             self._taken = _RideAlong(engine, partial=self._partial)
         else:
@@ -171,6 +192,14 @@ class GradNorm(Probe):
             names = (f"grad_norm/{block}" for block in taken.norms_sq)
             batch.columns |= dict(zip(names, each, strict=True))
 
+    def measure(self, model: nn.Module, *, step: int, epoch: int) -> Iterable[Scalar]:
+        """Take the norms of the fixed set, if there is one.
+
+        Returns:
+            Their mean, and each sample's.
+        """
+        return () if self._set is None else self._set.measure(model, blocks=self._blocks)
+
     def describe(self) -> dict[str, object]:
         """What `run.json` says about the probe, with the coverage of its norms."""
         return {
@@ -182,7 +211,7 @@ class GradNorm(Probe):
             **self._attached().describe(),
         }
 
-    def _attached(self) -> "_RideAlong | _OwnPass":
+    def _attached(self) -> "_RideAlong | _OwnPass | ProbeSetNorms":
         if self._taken is None:
             raise RuntimeError("GradNorm is not attached to a model; use it within a Recorder.")
         return self._taken

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from probes.compiled import uncompiled
+
 
 @contextlib.contextmanager
 def preserved_randomness(devices: Iterable[torch.device] = ()) -> Iterator[None]:
@@ -34,9 +36,9 @@ def neutral(model: nn.Module) -> Iterator[None]:
     """Put the model into eval mode for a pass, and restore everything that the pass may touch.
 
     Restored, also after an error: each module's train/eval flag, all buffers, and the random states
-    of torch (CPU and the model's CUDA devices), NumPy and Python. Autocast and inference mode
-    are off inside. `.grad`
-    is not touched as long as the pass uses `torch.autograd.grad`.
+    of torch (CPU and the model's CUDA devices), NumPy and Python. Autocast and inference mode are
+    off inside, and a compiled model runs as it was written, so that nothing is compiled again.
+    `.grad` is not touched as long as the pass uses `torch.autograd.grad`.
 
     Args:
         model: The network.
@@ -53,6 +55,7 @@ def neutral(model: nn.Module) -> Iterator[None]:
             preserved_randomness(devices),
             torch.autocast(device_type, enabled=False),
             torch.inference_mode(False),
+            uncompiled(),
         ):
             model.eval()
             yield

@@ -16,7 +16,8 @@ class ProbeSet:
     Args:
         data: A pair of tensors (inputs, labels), a tensor of inputs, or a map-style data set whose
             items are an input or start with an input and a label. Read once, here, so a random
-            augmentation in the data set is frozen.
+            augmentation in the data set is frozen. An integer after those, as `with_sample_ids`
+            puts there, is the sample's id.
         probe: Name of the probe, for the error.
 
     Raises:
@@ -26,8 +27,8 @@ class ProbeSet:
 
     def __init__(self, data: Any, *, probe: str) -> None:
         with preserved_randomness(), torch.inference_mode(False):
-            inputs, labels = (_usable(tensor) for tensor in _stack(data, probe))
-        assert inputs is not None  # noqa: S101 (only labels may be missing)
+            inputs, labels, sample_ids = _stack(data, probe)
+            inputs, labels = _usable(inputs), None if labels is None else _usable(labels)
         if len(inputs) == 0 or (labels is not None and len(labels) != len(inputs)):
             n_labels = "no" if labels is None else len(labels)
             raise ValueError(
@@ -36,6 +37,7 @@ class ProbeSet:
             )
         self.inputs: Tensor = inputs
         self.labels: Tensor | None = labels
+        self.sample_ids: Tensor = torch.arange(len(inputs)) if sample_ids is None else sample_ids
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -71,22 +73,24 @@ class ProbeSet:
         return self.inputs[index].to(device), labels
 
 
-def _usable(tensor: Tensor | None) -> Tensor | None:
+def _usable(tensor: Tensor) -> Tensor:
     """The tensor, or a copy that a graph may save: inference tensors may not be saved."""
-    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
-def _stack(data: Any, probe: str) -> tuple[Tensor, Tensor | None]:
+def _stack(data: Any, probe: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if isinstance(data, Tensor):
-        return data, None
+        return data, None, None
     if isinstance(data, Sequence) and len(data) == 2 and all(isinstance(d, Tensor) for d in data):
-        return data[0], data[1]
+        return data[0], data[1], None
     if isinstance(data, Dataset) and hasattr(data, "__len__"):
         items = [data[index] for index in range(len(data))]
         if items and isinstance(items[0], tuple | list):
             inputs = torch.stack([torch.as_tensor(item[0]) for item in items])
-            return inputs, torch.stack([torch.as_tensor(item[1]) for item in items])
-        return torch.stack([torch.as_tensor(item) for item in items]), None
+            labels = torch.stack([torch.as_tensor(item[1]) for item in items])
+            has_ids = len(items[0]) > 2 and isinstance(items[0][-1], int)
+            return inputs, labels, torch.tensor([i[-1] for i in items]) if has_ids else None
+        return torch.stack([torch.as_tensor(item) for item in items]), None, None
     raise TypeError(
         f"{probe} takes data=(inputs, labels), data=inputs, or a map-style data set of such items, "
         f"but got {type(data).__name__}."

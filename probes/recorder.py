@@ -66,7 +66,7 @@ class Recorder:
     ) -> None:
         path = Path(out)
         self.path = run_folder(path.parent, path.name)
-        self.model = model
+        self.model: nn.Module = getattr(model, "_orig_mod", model)  # of torch.compile's wrapper
         self.probes = order_probes(probes)
         self._roster = None if roster is None else check_roster(roster)
         self._known = (
@@ -81,7 +81,7 @@ class Recorder:
         self._run_id = uuid.uuid4().hex
         self._loaded_epoch: int | None = None
         self._counts_epochs = False
-        self._measurements = Measurements(self.probes, model)
+        self._measurements = Measurements(self.probes, self.model)
         self._unfinished: list[ObservedBatch] = []
         self._cleanup = contextlib.ExitStack()
         self._steps: StepCounter | None = None

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "probes": {"probes", "dynamics.traces", "torch", "numpy", "pandas", "tqdm"},
     "reports": {"reports", "dynamics", "numpy", "pandas", "matplotlib", "jinja2", "markupsafe"},
 }
-BACKPACK_FILE = "probes/engines/backpack.py"
+BACKPACK_FILE = "probes/engines/batch_l2.py"
 
 
 def floor_of(name):
@@ -147,8 +147,9 @@ PUBLIC = {
     dynamics: "Run Study open_run open_study",
     dynamics.traces: "Run Study open_run open_study TraceWriter begin_attempt create_run "
     "SCHEMA_VERSION TABLES Status CorruptTraceError SchemaError StaleWriterError TraceError",
-    probes: "Recorder with_sample_ids FisherTrace GradNorm SampleLoss WeightEffect Schedule every "
-    "FisherEstimate fisher_trace Probe Event Scalar Vector UnsupportedModelError",
+    probes: "Recorder sequence_losses with_sample_ids FisherTrace GradNorm OutputGradNorm "
+    "SampleLoss WeightEffect Schedule every FisherEstimate fisher_trace Probe Event Scalar Vector "
+    "UnsupportedModelError",
     reports: "write_report plot_accuracy plot_data_map plot_detection_auc plot_fall "
     "plot_fisher_runs plot_fisher_share plot_fisher_trace plot_grad_norm plot_label_precision "
     "plot_loss plot_loss_mixture plot_noise_law plot_predicted_frac "

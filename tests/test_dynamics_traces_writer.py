@@ -58,6 +58,7 @@ def test_every_column_of_every_table_comes_back(folder, start):
         "correct": np.array([False, True]),
         "grad_norm": np.array([7.0, 0.0]),
         "grad_norm_stderr": np.array([0.5, 0.0]),
+        "output_grad_norm": np.array([0.25, 0.0]),
         "grad_norm/0": np.array([6.5, 0.0]),
     }
     scalar = {"name": ["fisher_trace"], "block": ["total"], "value": [1.1], "stderr": [0.1]}

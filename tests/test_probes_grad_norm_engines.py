@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from dynamics import open_run
 from dynamics.traces import Status
 from probes import GradNorm, Recorder
-from probes.engines.backpack import BackpackEngine, complete_batch_l2
+from probes.engines.backpack import BackpackEngine
+from probes.engines.batch_l2 import complete_batch_l2
 from probes.engines.fused import FusedEngine, fastest
 from probes.engines.layer_rules import conv_gradients, conv_gram
 from probes.engines.sketch import FusedSketchEngine, SketchEngine

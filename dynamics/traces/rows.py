@@ -100,6 +100,8 @@ def _bit_and_excuses(column: str) -> tuple[int, int]:
         return Status.NON_FINITE_OUTPUT, Status.NO_BACKWARD
     if column == "grad_norm" or column.startswith(BLOCK_PREFIX):
         return Status.NON_FINITE_GRAD_NORM, Status.ZERO_WEIGHT | Status.NO_BACKWARD
+    if column == "output_grad_norm":
+        return Status.NON_FINITE_OUTPUT, Status.ZERO_WEIGHT | Status.NO_BACKWARD
     return Status.NON_FINITE_OUTPUT, 0
 
 

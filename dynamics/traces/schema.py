@@ -159,6 +159,13 @@ SAMPLES = Table(
             "as grad_norm",
             "Standard error of `grad_norm`, where that is estimated.",
         ),
+        Column(
+            "output_grad_norm",
+            pa.float32(),
+            "nats per unit of output",
+            "‖∂ℓ_i/∂z_i‖₂ at the network's output z_i, of the unweighted and unscaled loss: the "
+            "last-layer bound Ĝ. Equals `el2n` for softmax cross-entropy on logits.",
+        ),
     ),
     ("epoch", "sample_id", "occurrence"),
 )

@@ -4,15 +4,23 @@ Through `torch.func`, all samples at once; where that does not know an operation
 """
 
 import contextlib
+import functools
+import inspect
 import warnings
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from probes.engines.layer_rules import chunks
+
+Axes = tuple[int | None, ...]
+"""For each value among a module's inputs, the axis that counts samples; None if there is none."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,56 @@ class Use:
     kwargs: dict[str, Any]
     grad: Tensor
     sample_axis: int
+    axes: Axes
 
     @property
     def n(self) -> int:
         """Number of samples."""
         return self.grad.shape[self.sample_axis]
+
+
+def find_axes(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], axis: int, n: int
+) -> Axes:
+    """Which axis of each input counts the samples.
+
+    Attention masks and recurrent states have axes of their own; otherwise it is the given axis,
+    where that is as long as there are samples. That can be chance, which `fits` is there for.
+
+    Args:
+        module: The module.
+        args: Its positional inputs.
+        kwargs: Its named inputs.
+        axis: Axis of its output that counts the samples.
+        n: Number of samples.
+
+    Returns:
+        An axis or None for each leaf of the inputs.
+    """
+    names = [*inspect.signature(module.forward).parameters]
+    named = [*zip([*names, *[""] * len(args)], args, strict=False), *kwargs.items()]
+    leaves = [(name, leaf) for name, value in named for leaf in tree_leaves(value)]
+    return tuple(_axis_of(module, name, leaf, axis, n) for name, leaf in leaves)
+
+
+def _axis_of(module: nn.Module, name: str, leaf: Any, axis: int, n: int) -> int | None:
+    if not isinstance(leaf, Tensor):
+        return None
+    if isinstance(module, nn.MultiheadAttention) and "mask" in name:
+        # (N, T) of keys, (N · heads, T, T) of pairs, or (T, T) for all samples
+        return None if name == "attn_mask" and leaf.dim() == 2 else 0
+    if isinstance(module, nn.RNNBase) and name == "hx":
+        axis = 1
+    return axis if leaf.dim() > axis and leaf.shape[axis] == n else None
+
+
+def fits(axes: Axes, args: tuple[Any, ...], kwargs: dict[str, Any], n: int) -> bool:
+    """Whether axes found for an earlier batch can be those of this one."""
+    leaves = tree_leaves((args, kwargs))
+    return len(leaves) == len(axes) and all(
+        at is None or (isinstance(leaf, Tensor) and leaf.dim() > at and leaf.shape[at] % n == 0)
+        for leaf, at in zip(leaves, axes, strict=True)
+    )
 
 
 def per_sample_gradients(use: Use, rows: slice) -> dict[str, Tensor]:
@@ -58,18 +111,22 @@ def per_sample_gradients(use: Use, rows: slice) -> dict[str, Tensor]:
         RuntimeError: If the module does not run on single samples.
     """
     axis, n = use.sample_axis, use.n
-
-    def is_batched(value: Any) -> bool:
-        return isinstance(value, Tensor) and value.dim() > axis and value.shape[axis] == n
-
-    inputs = [*use.args, *use.kwargs.values()]
-    batched = [value.movedim(axis, 0)[rows] for value in inputs if is_batched(value)]
+    leaves, structure = tree_flatten((use.args, use.kwargs))
+    batched = [
+        leaf.unflatten(at, (n, -1)).movedim(at, 0)[rows]
+        for leaf, at in zip(leaves, use.axes, strict=True)
+        if at is not None
+    ]
     grads = use.grad.movedim(axis, 0)[rows]
 
     def single(samples: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         remaining = iter(samples)
-        own = [next(remaining).unsqueeze(axis) if is_batched(v) else v for v in inputs]
-        return tuple(own[: len(use.args)]), dict(zip(use.kwargs, own[len(use.args) :], strict=True))
+        own = [
+            leaf if at is None else next(remaining)
+            for leaf, at in zip(leaves, use.axes, strict=True)
+        ]
+        args, kwargs = tree_unflatten(own, structure)
+        return args, kwargs
 
     def differentiated(grad: Tensor, *samples: Tensor) -> dict[str, Tensor]:
         args, kwargs = single(samples)
@@ -90,6 +147,42 @@ def per_sample_gradients(use: Use, rows: slice) -> dict[str, Tensor]:
                 args, kwargs = single(samples)
                 each.append(_gradients(use, args, kwargs, grad.unsqueeze(axis)))
             return {name: torch.stack([one[name] for one in each]) for name in use.parameters}
+
+
+class NotSampleBySampleError(Exception):
+    """What a module raised when it was run on single samples."""
+
+
+def summed_gradients(uses: Sequence[Use]) -> Iterator[tuple[slice, dict[nn.Parameter, Tensor]]]:
+    """Per-sample gradients of parameters, added up over all of their uses.
+
+    Args:
+        uses: Uses of modules in one pass over the same samples.
+
+    Yields:
+        Some samples, as many as fit into the memory budget, and the gradient of each parameter.
+
+    Raises:
+        NotSampleBySampleError: If a module does not run on single samples.
+    """
+    together: dict[nn.Parameter, list[tuple[int, str]]] = defaultdict(list)
+    for index, use in enumerate(uses):
+        for name, parameter in use.parameters.items():
+            together[parameter].append((index, name))
+    if not uses:
+        return
+    for rows in chunks(uses[0].n, sum(p.numel() * p.element_size() for p in together)):
+        try:
+            gradients = [per_sample_gradients(use, rows) for use in uses]
+        except Exception as error:  # whatever a user's own module raises on one sample
+            raise NotSampleBySampleError(str(error)) from error
+        yield (
+            rows,
+            {
+                parameter: functools.reduce(torch.add, (gradients[i][k] for i, k in places))
+                for parameter, places in together.items()
+            },
+        )
 
 
 def batch_gradients(use: Use) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from probes.engines.backpack import BackpackEngine, NormCapture
+from probes.engines.backpack import BackpackEngine
+from probes.engines.capture import NormCapture
 from probes.errors import UnsupportedModelError
 from probes.neutral import neutral
 

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from probes.engines.backpack import BackpackEngine, NormCapture
-from probes.engines.differentiate import Use
+from probes.compiled import graph_break
+from probes.engines.backpack import BackpackEngine
+from probes.engines.capture import NormCapture
 from probes.engines.layer_rules import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -63,6 +64,11 @@ class FusedEngine(BackpackEngine):
     fused_kinds: ClassVar[set[type[nn.Module]]] = {nn.Linear, *CONVOLUTIONS, *BATCH_NORMS}
     estimate: Estimate | None = None
 
+    def attach(self) -> None:
+        """Place the hooks, and replace the layers' forward functions."""
+        self._fused_eagerly = graph_break(self._run_fused)
+        super().attach()
+
     def _attach_unit(self, unit: Unit) -> None:
         if unit.has_rule and not unit.shares and self._fuses(unit):
             forward = functools.partial(self._forward_fused, unit, unit.module.forward)
@@ -89,10 +95,13 @@ class FusedEngine(BackpackEngine):
             output = original(*args, **kwargs)
             self._after_forward(unit, layer, args, kwargs, output)
             return output
-        capture = self._current_capture(unit)
+        return self._fused_eagerly(unit, source)
+
+    def _run_fused(self, unit: Unit, source: Tensor) -> Tensor:
+        layer: Any = unit.module
+        capture = self._current_capture()
         if capture is not None:
-            capture.forwards[unit] += 1
-        # Without a capture this is a checkpoint's second forward: the same operations, no norms.
+            capture.count(unit)
         sink = _Sink(self, capture, unit)
         weight, bias = layer.weight, layer.bias
         device = source.device.type
@@ -136,14 +145,14 @@ class _Sink:
     ) -> None:
         """Take the norms, or, of a layer used several times, what they can be made from later."""
         capture, unit = self._capture, self._unit
-        if capture is None:
+        if capture is None or not self._engine._is_first(capture, unit):
             return
-        if capture.forwards[unit] == 1:
+        if capture.uses(unit) == 1:
             capture.norms_sq[unit.block] = norms_sq
             if variance is not None:
                 capture.variances[unit.block] = variance
         else:
-            use = Use(unit.module, unit.parameters, (_float(source),), {}, _float(grad), 0)
+            use = self._engine._use(unit, (_float(source),), {}, _float(grad))
             capture.later[unit].append(use)
         capture.fused.update(unit.parameters.values())
 
@@ -241,7 +250,9 @@ class _FusedLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(source, weight)
         ctx.layer, ctx.sink, ctx.has_bias = layer, sink, bias is not None
-        return F.linear(source, weight, bias)
+        output = F.linear(source, weight, bias)
+        # Autograd lets nothing change a view that a function of one's own returned.
+        return torch.ops.aten._unsafe_view(output, output.shape)
 
     @staticmethod
     @once_differentiable

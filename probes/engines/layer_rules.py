@@ -86,6 +86,7 @@ def outer_norms_sq(left: Tensor, right: Tensor) -> Tensor:
             (left[s] @ left[s].transpose(1, 2))
             .mul_(right[s] @ right[s].transpose(1, 2))
             .sum((1, 2))
+            .clamp_(min=0)  # where positions cancel, rounding may leave a square just below 0
             for s in cached_chunks(left, 2 * t * t * left.element_size())
         ]
     else:
@@ -118,7 +119,8 @@ def embedding_weight(layer: nn.Embedding, source: Tensor, grad: Tensor) -> Tenso
     parts = []
     for s in chunks(len(indices), 2 * t * t * grad.element_size()):
         same = indices[s].unsqueeze(1) == indices[s].unsqueeze(2)
-        parts.append(((grad[s] @ grad[s].transpose(1, 2)) * same).sum((1, 2)))
+        # Where positions cancel, rounding may leave a square just below 0.
+        parts.append(((grad[s] @ grad[s].transpose(1, 2)) * same).sum((1, 2)).clamp_(min=0))
     return torch.cat(parts)
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from probes.engines import layer_rules
-from probes.engines.backpack import BackpackEngine, NormCapture
+from probes.engines.backpack import BackpackEngine
+from probes.engines.capture import NormCapture
 from probes.engines.layer_rules import GRADIENTS, cached_chunks, chunks, conv_gradients
 from probes.engines.units import Unit
 

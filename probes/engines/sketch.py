@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probes.engines.backpack import BackpackEngine, NormCapture
+from probes.engines.backpack import BackpackEngine
+from probes.engines.capture import NormCapture
 from probes.engines.fused import FusedEngine, worth_estimating
 from probes.engines.layer_rules import RULES, chunks, conv_gradients
 from probes.engines.units import Unit

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedParameter
 
@@ -78,6 +78,11 @@ def _walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module, bool]]
     else:
         for child_name, child in module.named_children():
             yield from _walk(child, f"{name}.{child_name}" if name else child_name)
+
+
+def count_entries(parameters: Iterable[Tensor]) -> int:
+    """Number of entries of parameters; those not initialised yet have none."""
+    return sum(p.numel() for p in parameters if not isinstance(p, UninitializedParameter))
 
 
 def trainable(module: nn.Module) -> set[int]:
