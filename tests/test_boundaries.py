@@ -22,7 +22,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAY_IMPORT = {
     "dynamics.traces": {"dynamics.traces", "numpy", "pandas", "pyarrow", "duckdb"},
     "dynamics": {"dynamics", "numpy", "pandas", "scipy", "sklearn"},
-    "probes": {"probes", "dynamics.traces", "torch", "numpy", "pandas"},
+    "probes": {"probes", "dynamics.traces", "torch", "numpy", "pandas", "tqdm"},
     "reports": {"reports", "dynamics", "numpy", "pandas", "matplotlib", "jinja2", "markupsafe"},
 }
 BACKPACK_FILE = "probes/engines/backpack.py"
