@@ -357,24 +357,21 @@ class Recorder:
         if due:
             findings = self._measurements.take(due, self.step, self.epoch)
             self._write_scalars([f for f in findings if isinstance(f, Scalar)])
-            for finding in findings:
-                if isinstance(finding, Event):
-                    self.event(finding.name, finding.subject, finding.detail)
-                elif isinstance(finding, Vector):
-                    arrive = copy_to_host(finding.values)
-                    self._trace().writer.append_vector(
-                        finding.name, arrive(), step=self.step, epoch=self.epoch
-                    )
+            for event in (f for f in findings if isinstance(f, Event)):
+                self.event(event.name, event.subject, event.detail)
+            for vector in (f for f in findings if isinstance(f, Vector)):
+                append = self._trace().writer.append_vector
+                values = copy_to_host(vector.values)()
+                append(vector.name, values, step=self.step, epoch=self.epoch)
             self._begin_step()
 
     def _write_scalars(self, scalars: list[Scalar]) -> None:
-        if not scalars:
-            return
         for scalar in scalars:
             if not math.isfinite(scalar.value):
                 self.event("non_finite", scalar.name, f"block {scalar.block}: {scalar.value}")
         place = {"step": [self.step] * len(scalars), "epoch": [self.epoch] * len(scalars)}
-        self._append("scalars", place | scalar_columns(scalars))
+        if scalars:
+            self._append("scalars", place | scalar_columns(scalars))
 
     def _append(self, table: str, columns: dict[str, list[Any]]) -> None:
         # Between load_state_dict and the first epoch or batch, nobody knows yet where the loop
