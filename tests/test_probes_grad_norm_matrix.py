@@ -61,7 +61,7 @@ def recorded(model, x, y, engine, total, backward):
     finally:
         probe.detach()
         model.zero_grad()
-    return torch.cat([batch.columns["grad_norm"] for batch in batches])
+    return torch.cat([batch.column("grad_norm") for batch in batches])
 
 
 def check(network, engine, total, backward):
