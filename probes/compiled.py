@@ -22,6 +22,15 @@ def graph_break(function: F) -> F:
 
 def uncompiled() -> contextlib.AbstractContextManager[object]:
     """A context in which compiled models run as they are written; torch before 2.6 has none."""
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+    if not _is_loaded() or not hasattr(torch.compiler, "set_stance"):
         return contextlib.nullcontext()
     return torch.compiler.set_stance("force_eager")
+
+
+def runs_compiled() -> bool:
+    """Whether compiled models stay compiled within `uncompiled`."""
+    return _is_loaded() and not hasattr(torch.compiler, "set_stance")
+
+
+def _is_loaded() -> bool:
+    return "torch._dynamo" in sys.modules  # which takes 2 s and 100 MiB, so it is not asked for

@@ -138,47 +138,67 @@ class BatchValues:
 class DrawValues:
     """One row per draw of an input and a direction: `mc`.
 
-    Inputs are drawn in proportion to tr H_i, in strata of two draws each, so the draws' variance is
-    read off the differences within these pairs (rows 2k and 2k + 1).
+    Inputs are drawn in proportion to tr H_i among those looked at, in strata of two draws each, so
+    the draws' variance is read off the differences within these pairs (rows 2k and 2k + 1).
 
     Attributes:
         rows: ‖Jᵀv̂‖² of each draw, with v̂ of unit length.
+        weights: Weight of each draw; the two of a pair have the same.
         chosen: Index of each draw's input.
-        all_traces: tr H of each input of the probe set.
+        traces: tr H of each draw's input.
+        all_traces: tr H of each input looked at.
+        n: Inputs in the probe set, from which those were taken at random.
     """
 
     rows: np.ndarray
+    weights: np.ndarray
     chosen: np.ndarray
+    traces: np.ndarray
     all_traces: np.ndarray
+    n: int
 
     @property
     def n_draws(self) -> int:
-        """Inputs passed."""
+        """Draws made."""
         return len(self.rows)
+
+    @property
+    def n_inputs(self) -> int:
+        """Inputs looked at."""
+        return len(self.all_traces)
 
     def mean(self, column: np.ndarray) -> float:
         """Mean of tr H over the inputs times the mean over the draws."""
-        return float(self.all_traces.mean() * column.mean())
+        return float(self.weights @ column)
+
+    def parts(self, column: np.ndarray) -> tuple[float, float]:
+        """Variance of the estimate that the draws bring in, and variance of single inputs' values.
+
+        An input's value is its tr H times the mean over its directions, whose mean square the
+        draws tell. A draw's square holds the directions' variance too, which pairs on one input
+        tell; where there are none, draws are few and their error rules.
+        """
+        differences = column[::2] - column[1::2]
+        drawn = float((self.weights[::2] ** 2) @ differences**2)
+        if self.n_inputs < 2:
+            return drawn, math.nan
+        if not self.traces.any():
+            return drawn, 0.0
+        by_trace = self.weights * self.traces
+        mean_square = float(by_trace @ column**2 / by_trace.sum())
+        twice = by_trace[::2] * (self.chosen[::2] == self.chosen[1::2])
+        if twice.any():
+            mean_square -= float(twice @ differences**2 / (2 * twice.sum()))
+        spread = float((self.all_traces**2).mean()) * mean_square - self.mean(column) ** 2
+        return drawn, max(spread, 0.0) * self.n_inputs / (self.n_inputs - 1)
 
     def variances(self, column: np.ndarray) -> tuple[float, float]:
-        """Between the pairs' members, and with the spread of single inputs' values."""
-        m, n, mean = len(column), len(self.all_traces), self.mean(column)
-        differences = column[::2] - column[1::2]
-        drawn = float(self.all_traces.mean() ** 2 * (differences**2).sum()) / m**2
-        if n < 2:
+        """The draws', and that inputs are a sample: of the data, and of the probe set."""
+        drawn, spread = self.parts(column)
+        if self.n == 1:
             return math.nan, drawn
-        traces = self.all_traces[self.chosen]
-        if not traces.any():
-            return drawn, drawn
-        # An input's value is its tr H, known for all inputs, times the mean over its directions,
-        # whose mean square is weighted by tr H. A draw's square holds the directions' variance too,
-        # which pairs on one input tell; where there are none, draws are few and their error rules.
-        mean_square = float((traces * column**2).sum() / traces.sum())
-        twice = traces[::2] * (self.chosen[::2] == self.chosen[1::2])
-        if twice.any():
-            mean_square -= float((twice * differences**2).sum() / (2 * twice.sum()))
-        spread = float((self.all_traces**2).mean()) * mean_square - mean**2
-        return drawn + max(spread, 0.0) / (n - 1), drawn
+        left_out = spread * (1 / self.n_inputs - 1 / self.n) if self.n_inputs < self.n else 0.0
+        return drawn + spread / self.n_inputs, drawn + left_out
 
 
 @dataclass(frozen=True)

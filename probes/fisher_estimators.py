@@ -17,18 +17,17 @@ from probes.engines.extra_pass import extra_pass
 from probes.engines.second_moments import SecondMomentEngine
 from probes.engines.units import find_owners, find_problems, find_units
 from probes.errors import UnsupportedModelError
+from probes.fisher_draws import draw_trace
 from probes.fisher_estimate import (
     BatchValues,
-    DrawValues,
     FisherEstimate,
     InputValues,
     Measured,
 )
-from probes.fisher_passes import Passes, block_norms_sq
-from probes.fisher_plan import PILOT, Plan
+from probes.fisher_passes import Passes, along, block_norms_sq
+from probes.fisher_plan import Plan
 from probes.neutral import neutral
 
-_BUDGET = 1024
 _BATCHES = 16
 """Least batches in a pass of `batch`, each of which has one value, however large, to tell."""
 
@@ -60,7 +59,7 @@ def estimate(plan: Plan) -> FisherEstimate:
     with extra_pass(plan.model, probe="FisherTrace", remedy=_REMEDY, build=build) as own_pass:
         passes = Passes(plan.model, own_pass)
         _self_test(plan, passes)
-        return {"exact": _exact, "mc": _mc, "empirical": _empirical}[plan.kind](plan, passes)
+        return {"exact": _exact, "mc": draw_trace, "empirical": _empirical}[plan.kind](plan, passes)
 
 
 def _self_test(plan: Plan, passes: Passes) -> None:
@@ -76,7 +75,7 @@ def _self_test(plan: Plan, passes: Passes) -> None:
     directions = torch.randn(
         output.shape, generator=generator, device=output.device, dtype=output.dtype
     )
-    passes.backward(capture, _along(output, directions))
+    passes.backward(capture, along(output, directions))
     passes.forget()
 
 
@@ -89,7 +88,7 @@ def _exact(plan: Plan, passes: Passes) -> FisherEstimate:
         plan.check(output, inputs, labels)
         rows = np.zeros((2, len(inputs), len(passes.blocks)))
         for vectors in plan.output.columns(output.detach(), plan.mask(labels)):
-            rows += passes.backward(capture, _along(output, vectors), retain_graph=True)
+            rows += passes.backward(capture, along(output, vectors), retain_graph=True)
         parts.append(rows)
     return passes.estimate(plan.kind, InputValues, np.concatenate(parts, axis=1))
 
@@ -104,56 +103,6 @@ def _empirical(plan: Plan, passes: Passes) -> FisherEstimate:
         parts.append(passes.backward(capture, scores, gradient=True))
     estimate = passes.estimate(plan.kind, InputValues, np.concatenate(parts, axis=1))
     return passes.add_noise_scale(estimate)
-
-
-def _mc(plan: Plan, passes: Passes) -> FisherEstimate:
-    traces, order = _output_traces(plan, passes)
-    strata = _Strata(traces, order, plan.seed)
-    budget = max(2, (plan.draws or _BUDGET) // 2 * 2)
-    generator = plan.generator()
-    chosen, parts = np.empty(0, dtype=np.int64), []
-    pending = budget if plan.target_stderr is None else min(PILOT, budget)
-    while pending:
-        new = strata.draw(pending)
-        chosen = np.concatenate([chosen, new])
-        parts += [
-            _draw(plan, passes, new[start : start + plan.batch_size], generator)
-            for start in range(0, len(new), plan.batch_size)
-        ]
-        rows = np.concatenate(parts, axis=1)
-        values = DrawValues(rows[0], chosen, traces)
-        pending = plan.still_to_draw(values, budget)
-    measured = Measured(
-        blocks=passes.blocks,
-        values=values,
-        scale_free=rows[1],
-        weight_norms_sq=passes.weight_norms_sq(),
-        n=len(traces),
-        n_draws=len(chosen),
-        target_met=plan.is_met(values),
-    )
-    return passes.add_diagonal(measured.estimate("mc"), float(traces.mean()) / len(chosen))
-
-
-def _output_traces(plan: Plan, passes: Passes) -> tuple[np.ndarray, np.ndarray]:
-    """The tr H of each input, and the order of the inputs in which strata are alike."""
-    traces, predicted = [], []
-    with torch.no_grad():
-        for inputs, labels in plan.data.batches(plan.batch_size, plan.device):
-            output = plan.model(inputs)
-            plan.check(output, inputs, labels)
-            traces.append(plan.output.trace(output, plan.mask(labels)))
-            predicted.append(output.flatten(1).argmax(1))
-    on_host = torch.cat(traces).double().cpu().numpy()
-    return on_host, np.lexsort((on_host, torch.cat(predicted).cpu().numpy()))
-
-
-def _draw(plan: Plan, passes: Passes, chosen: np.ndarray, generator: torch.Generator) -> np.ndarray:
-    inputs, labels = plan.data.rows(torch.from_numpy(chosen), plan.device)
-    output, capture = passes.forward(inputs)
-    vectors = plan.output.draw(output.detach(), plan.mask(labels), generator)
-    lengths = vectors.flatten(1).norm(dim=1).clamp_min(torch.finfo(vectors.dtype).tiny)
-    return passes.backward(capture, _along(output, vectors) / lengths)
 
 
 def _batch(plan: Plan) -> FisherEstimate:
@@ -198,37 +147,10 @@ def _two_batch_norms(
     rows = []
     for retain in (True, False):
         vectors = plan.output.draw(output.detach(), plan.mask(labels), generator)
-        total = _along(output, vectors).sum()
+        total = along(output, vectors).sum()
         gradients = torch.autograd.grad(
             total, list(block_of), retain_graph=retain, allow_unused=True
         )
         norms_sq = block_norms_sq(gradients, owners, list(dict.fromkeys(owners)))
         rows.append(norms_sq / len(chosen))
     return rows
-
-
-class _Strata:
-    """Draws of inputs in proportion to their tr H, two in each of as many equal strata.
-
-    Args:
-        traces: tr H of each input, shape (N,).
-        order: The inputs, neighbours alike.
-        seed: Seed of the draws.
-    """
-
-    def __init__(self, traces: np.ndarray, order: np.ndarray, seed: int) -> None:
-        self._order = order
-        self._cumulative = np.cumsum(traces[order] if traces.any() else np.ones(len(order)))
-        self._rng = np.random.default_rng(seed)
-
-    def draw(self, m: int) -> np.ndarray:
-        """Indices of m inputs, m even; places 2k and 2k + 1 are of one stratum."""
-        stratum = np.repeat(np.arange(m // 2), 2)
-        at = (stratum + self._rng.random(m)) / (m // 2) * self._cumulative[-1]
-        places = np.searchsorted(self._cumulative, at, side="right")
-        return self._order[np.minimum(places, len(self._order) - 1)]
-
-
-def _along(output: Tensor, vectors: Tensor) -> Tensor:
-    """⟨v, z⟩ of each sample, whose gradient is Jᵀv."""
-    return (output * vectors).flatten(1).sum(1)

@@ -115,6 +115,11 @@ class Passes:
         self._gradients = found
 
 
+def along(output: Tensor, vectors: Tensor) -> Tensor:
+    """⟨v, z⟩ of each sample, whose gradient is Jᵀv."""
+    return (output * vectors).flatten(1).sum(1)
+
+
 def block_norms_sq(
     tensors: Sequence[Tensor | None], owners: Sequence[str], blocks: Sequence[str]
 ) -> np.ndarray:

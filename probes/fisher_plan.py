@@ -12,9 +12,6 @@ from probes.likelihood import Likelihood, OutputFisher, output_fisher
 from probes.output_check import check_outputs, is_mask
 from probes.probe_set import ProbeSet
 
-PILOT = 64
-"""Draws before the first look at the error: fewer would not tell it well enough to stop."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,14 +50,6 @@ class Plan:
     def generator(self) -> torch.Generator:
         """Randomness of the drawn vectors, on the model's device."""
         return torch.Generator(self.device).manual_seed(self.seed)
-
-    def still_to_draw(self, values: DrawValues, budget: int) -> int:
-        """How many more draws the target asks for, as far as the error is known; even."""
-        done, error = values.n_draws, _relative_error(values)
-        if self.target_stderr is None or done >= budget or error <= self.target_stderr:
-            return 0
-        needed = 1.1 * done * (error / self.target_stderr) ** 2 if math.isfinite(error) else budget
-        return int(min(max(needed - done, PILOT // 2), budget - done)) // 2 * 2
 
     def is_met(self, values: DrawValues | BatchValues) -> bool | None:
         """Whether the target was reached; None if there is none."""

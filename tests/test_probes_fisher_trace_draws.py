@@ -13,7 +13,7 @@ from torch import nn
 from probes import fisher_trace
 
 DRAWN = ("mc", "batch")
-SEEDS = 24
+SEEDS = 40
 
 
 def mean_and_stderr(values):
@@ -165,7 +165,7 @@ def test_a_target_within_reach_is_met_early():
         found = fisher_trace(model, x, target_stderr=target, draws=100_000)
         assert found.target_met
         assert found.draw_stderr <= target * found.value
-        assert found.n_draws < {0.05: 65, 0.01: 600, 0.005: 2400}[target]
+        assert found.n_draws < {0.05: 100, 0.01: 600, 0.005: 2400}[target]
 
 
 @pytest.mark.parametrize("kind", DRAWN)

@@ -89,8 +89,7 @@ class BackpackEngine:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BackpackEngine":
         """What the hooks on a copy of the model, such as a running average, belong to: nobody."""
-        inert = object.__new__(type(self))
-        inert.armed = False
+        (inert := object.__new__(type(self))).armed = False
         return inert
 
     def _divide(self) -> None:
@@ -124,13 +123,14 @@ class BackpackEngine:
             self._divide()
             self.attach()
 
-    def attach(self) -> None:
+    def attach(self, *, graph_breaks: bool = True) -> None:
         """Place the hooks.
 
-        In a compiled model they are graph breaks, on steps where they are armed: a hook on a value
-        within a compiled graph does not fire.
+        Args:
+            graph_breaks: Let them be such in a compiled model, on steps where they are armed: a
+                hook on a value within a compiled graph does not fire.
         """
-        self._eagerly = graph_break(self._record_use)
+        self._eagerly = graph_break(self._record_use) if graph_breaks else self._record_use
         self._handles.append(self._model.register_forward_pre_hook(self._follow_freezing))
         for unit in self._units:
             self._attach_unit(unit)

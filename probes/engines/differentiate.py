@@ -205,7 +205,9 @@ def _gradients(
     with torch.enable_grad():
         values = {name: p.requires_grad_() for name, p in _values(use).items()}
         output = _run(use.module, values, args, dict(kwargs))
-        gradients = torch.autograd.grad(output, list(values.values()), grad, allow_unused=True)
+        # Of a sum: for a given output gradient, torch imports sympy, which takes 60 MiB.
+        total = (output * grad).sum()
+        gradients = torch.autograd.grad(total, list(values.values()), allow_unused=True)
     return {
         name: torch.zeros_like(value) if gradient is None else gradient
         for (name, value), gradient in zip(values.items(), gradients, strict=True)

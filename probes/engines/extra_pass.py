@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from probes.compiled import runs_compiled
 from probes.engines.backpack import BackpackEngine
 from probes.engines.capture import NormCapture
 from probes.errors import UnsupportedModelError
@@ -114,7 +115,7 @@ def extra_pass(
         engine = engine or build(model)
         if engine.problems:
             raise UnsupportedModelError.listing(probe, engine.problems, remedy)
-        engine.attach()
+        engine.attach(graph_breaks=runs_compiled())
         engine.armed, engine.edges = True, []
         try:
             yield ExtraPass(model, engine, probe, remedy)

@@ -64,10 +64,10 @@ class FusedEngine(BackpackEngine):
     fused_kinds: ClassVar[set[type[nn.Module]]] = {nn.Linear, *CONVOLUTIONS, *BATCH_NORMS}
     estimate: Estimate | None = None
 
-    def attach(self) -> None:
+    def attach(self, *, graph_breaks: bool = True) -> None:
         """Place the hooks, and replace the layers' forward functions."""
-        self._fused_eagerly = graph_break(self._run_fused)
-        super().attach()
+        self._fused_eagerly = graph_break(self._run_fused) if graph_breaks else self._run_fused
+        super().attach(graph_breaks=graph_breaks)
 
     def _attach_unit(self, unit: Unit) -> None:
         if unit.has_rule and not unit.shares and self._fuses(unit):

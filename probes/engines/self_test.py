@@ -51,7 +51,8 @@ def compare_gradients(
     gradients = [gradient for gradient in capture.reached.values() if gradient is not None]
     # A gradient can be zero but for rounding, as that of a bias before a normalisation; then two
     # ways to it differ by as much as it has.
-    whole = torch.stack([g.double().norm() for g in gradients]).norm() if gradients else 0.0
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
+    whole = torch.stack(norms).norm() if gradients else 0.0
     for name in sorted(capture.reached.keys() & names):
         expected, explained = capture.reached[name], capture.explained.get(name)
         if name in fused:
