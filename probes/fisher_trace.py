@@ -44,9 +44,9 @@ def fisher_trace(
     - `exact`: C − 1 vectors v with Σ v vᵀ = H_i, each input: (1/N) Σ_i Σ_v ‖J_iᵀ v‖².
     - `mc`: inputs drawn in proportion to tr H_i, and for each a unit vector v̂ with
       E v̂ v̂ᵀ = H_i / tr H_i, for softmax along e_c − p with c ∝ p_c‖e_c − p‖²; then
-      tr F = mean(tr H) · E ‖Jᵀ v̂‖². Unbiased, and exact for the last layer's bias whatever is
-      drawn. A forward pass over the probe set finds tr H. Draws come in strata of two (inputs in
-      order of predicted class and tr H), until `target_stderr` is met or `draws` are spent.
+      tr F = mean(tr H) · E ‖Jᵀ v̂‖². Unbiased. Forward passes over inputs find tr H, as many of the
+      probe set as pay; draws come in strata of two (inputs in order of predicted class and tr H),
+      until `target_stderr` is met or `draws` are spent.
     - `batch`: B ‖(1/B) Σ_i J_iᵀ v_i‖² for random batches, E v vᵀ = H_i with E v = 0: any
       architecture, no per-sample gradients, but the error of a handful of values. Each batch draws
       twice, which tells its inputs' part in the error from the draws'.
@@ -80,9 +80,9 @@ def fisher_trace(
         UnsupportedModelError: If a layer has no exact per-sample rule; all of them are named.
 
     Cost: in passes over one input. `exact`: a forward and C − 1 backward passes of N inputs. `mc`:
-    a forward pass of N inputs, and both passes of each draw. `batch`: a forward pass for every two
-    draws, and a backward pass for each. `empirical`: both passes of each input. Backward passes
-    skip the weights' gradients but for `batch` and `empirical`.
+    a forward pass of up to N inputs, and both passes of each draw. `batch`: a forward pass for
+    every two draws, and a backward pass for each. `empirical`: both passes of each input. Backward
+    passes skip the weights' gradients but for `batch` and `empirical`.
 
     Reference:
         Achille, Rovere and Soatto, ICLR 2019, Sec. 3. On `empirical`: Kunstner, Balles and Hennig,
