@@ -219,6 +219,36 @@ ROSTER = Table(
     ("sample_id",),
 )
 
+SCALAR_NAMES = {
+    "accuracy": ("share", "Right predictions on the set that `block` names."),
+    "fisher_trace": (
+        "nats² per squared unit of parameter",
+        "tr F with labels of the model, averaged over the probe set, in total and by block.",
+    ),
+    "fisher_share": ("share", "Share of a block in `fisher_trace`."),
+    "scale_free_fisher_trace": ("nats²", "Σ_j w_j² F_jj, with labels of the model."),
+    "weight_norm_sq": ("squared unit of parameter", "‖w‖² of the trainable parameters."),
+    "fisher_draw_stderr": (
+        "as fisher_trace",
+        "The part of its standard error that more draws would remove; `n` counts the draws.",
+    ),
+    "empirical_fisher_trace": (
+        "as fisher_trace",
+        "The same sum at the data's labels; not an estimate of tr F.",
+    ),
+    "gradient_noise_scale": ("samples", "tr Σ / ‖G‖² of the loss's gradient, both unbiased."),
+    "gradient_snr": ("1 per sample", "Its inverse; below 0 where noise hides the gradient."),
+    "parameter_snr": ("1", "Mean over parameters of ḡ_j² / Var g_j."),
+    "grad_norm": ("as samples.grad_norm", "Of a fixed set: mean, and `sample <id>` for each."),
+    "weight_share": ("share", "Of a class in the importance weights since the last measurement."),
+    "weighted_gradient_share": ("share", "Of a class in Σ w_i ‖∇ℓ_i‖ over the same batches."),
+    "effective_sample_size": ("samples", "(Σ w_i)² / Σ w_i² over the same batches."),
+    "predicted_frac": ("share", "Inputs of a set assigned to a class; `block` names both."),
+    "label_precision": ("share", "Clean labels among those that agree with the prediction."),
+    "label_recall": ("share", "Of the clean labels, those that agree with the prediction."),
+}
+"""Names that this toolkit's own probes and studies give to scalars, with unit and convention."""
+
 TABLES = {table.name: table for table in (SAMPLES, SCALARS, EVENTS, ROSTER)}
 
 
@@ -263,6 +293,7 @@ def describe_schema() -> str:
         "attempts/attempt-0000.json        one per start; a later one fences off what it repeats",
         "samples/rank-00000/part-<attempt>-<sequence>-<first step>-<last step>-<sha256>.parquet",
         "scalars/…  events/…  roster/…     the same",
+        "vectors/rank-00000/<name>-<attempt>-<step>-epoch<epoch>-<sha256>.parquet",
         "end/attempt-0000-rank-00000.json  clean end: how many parts and rows each table has",
         "```",
         "",
@@ -285,6 +316,17 @@ def describe_schema() -> str:
                 f"| `{BLOCK_PREFIX}<block>` | float, nullable | as `grad_norm` | ‖∇ℓ_i‖₂ over one "
                 "block's parameters, if asked for. |"
             )
+        if table is SCALARS:
+            lines += ["", "| name | unit | convention |", "| --- | --- | --- |"]
+            lines += [f"| `{n}` | {u} | {text} |" for n, (u, text) in SCALAR_NAMES.items()]
+    lines += [
+        "",
+        "## vectors",
+        "",
+        "One file for each: column `value` (float, nullable; nats² per squared unit of parameter "
+        "for `fisher_diagonal` and `empirical_fisher_diagonal`), all parameters one after another; "
+        "the footer's `parameters` lists their names and shapes. Fences count as for `scalars`.",
+    ]
     lines += ["", "## Status bits", "", "| bit | name |", "| --- | --- |"]
     lines += [f"| {bit.value} | `{bit.name}` |" for bit in Status]
     return "\n".join(lines) + "\n"
