@@ -60,7 +60,7 @@ def _describe_fisher(name: str, content: dict[str, Any]) -> Iterator[str]:
     yield from (
         "## Fisher trace",
         "",
-        f"Seconds on one thread until tr F on a probe set of {content['inputs']:,} images is known "
+        "Seconds on one thread until tr F on a probe set (its size beside each network) is known "
         f"to a relative standard error of {content['target']:.0%}, given that set, by median run. "
         "Ours stops by itself; a peer's time is that of one replicate times as many as its "
         "variance asks for (at least one, and none for learning that variance), marked ~ where "
@@ -86,7 +86,7 @@ def _describe_fisher(name: str, content: dict[str, Any]) -> Iterator[str]:
         )
         yield from (
             "",
-            f"#### {network}, {state}",
+            f"#### {network}, {state}, {part.get('inputs', content['inputs']):,} inputs",
             "",
             f"The best peer takes {min(peers) / own:.1f} times as long as ours. A measurement of "
             f"`FisherTrace` by default takes {cost['measurement_s']:.2g} s: {fractions}, by steps "
