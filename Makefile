@@ -17,7 +17,7 @@ help: ## Show this list.
 demo: .venv/ready ## Train on digits with 30 % label noise, record, analyse, write a report.
 	@$(RUN)dynamics demo
 
-test: .venv/ready ## Run the test suite (about 2 minutes).
+test: .venv/ready ## Run the test suite (about 4 minutes).
 	$(RUN)python -m pytest -n 2 -m 'not slow'
 
 test-all: .venv/ready ## Run every test, also the slow ones.
