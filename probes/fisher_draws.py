@@ -64,16 +64,14 @@ def draw_trace(plan: Plan, passes: Passes) -> FisherEstimate:
 
 
 def _next_step(plan: Plan, values: DrawValues, budget: int) -> tuple[int, int] | None:
-    """Inputs and draws, in all, to go on to; None if the target is met or nothing is left."""
+    """Inputs and draws, in all, to go on to; None if the target is met or the draws are spent."""
     n, m, whole = values.n_inputs, values.n_draws, len(plan.data)
-    target = plan.target_stderr or 0.0
-    drawn, spread = _relative_parts(values)
-    error_sq = drawn + spread * (1 / n - 1 / whole)
-    if error_sq <= target**2 or (m >= budget and n == whole):
+    if plan.is_met(values) or m >= budget:
         return None
-    if not math.isfinite(error_sq):
+    drawn, spread = _relative_parts(values)
+    if not math.isfinite(drawn + spread):
         return whole, budget
-    each, allowed = drawn * m, 0.9 * target**2 + spread / whole
+    each, allowed = drawn * m, 0.9 * (plan.target_stderr or 0.0) ** 2 + spread / whole
     # Least cost n·c + m with spread/n + each/m = allowed, by Lagrange's multiplier.
     best_n = spread + math.sqrt(spread * each / _FORWARD_COST)
     n_next = int(min(max(best_n / allowed, n), _MOST_GROWTH * n, whole))
@@ -84,8 +82,8 @@ def _next_step(plan: Plan, values: DrawValues, budget: int) -> tuple[int, int] |
     left = allowed - spread / n_next
     m_next = each / left if left > 0 else math.inf
     m_next = int(min(max(m_next, m), _MOST_GROWTH * m, budget)) // 2 * 2
-    if (n_next, m_next) == (n, m):  # nothing but more draws could help, or more inputs
-        n_next, m_next = (n, min(m + _FIRST_DRAWS, budget)) if m < budget else (whole, m)
+    if m_next <= m:  # a new wave needs a pair; otherwise only more draws can help
+        m_next = min(m + (2 if n_next > n else _FIRST_DRAWS), budget)
     return n_next, m_next
 
 
@@ -134,12 +132,15 @@ class _Sample:
         if n > seen:
             self._waves.append(self._look_at(np.sort(self._shuffled[seen:n])))
         ends = np.cumsum([len(wave.inputs) for wave in self._waves]) * m // (2 * n) * 2
-        for index, (wave, due) in enumerate(
-            zip(self._waves, np.diff(ends, prepend=0), strict=True)
-        ):
-            due = max(2, int(due))
-            if due > wave.n_draws:
-                places = wave.draw(due - wave.n_draws, self._rng)
+        dues = np.diff(ends, prepend=0)
+        left = m - sum(wave.n_draws for wave in self._waves)
+        for index in reversed(range(len(self._waves))):  # the newest first: it has no draws yet
+            wave = self._waves[index]
+            least = 0 if wave.n_draws else 2
+            due = min(max(int(dues[index]) - wave.n_draws, least), left)
+            if due > 0:
+                left -= due
+                places = wave.draw(due, self._rng)
                 self._drawn.append((index, places))
                 self._found += self._pass_over(wave.inputs[places])
 

@@ -11,11 +11,10 @@ from torch.utils.hooks import RemovableHandle
 
 from probes.batch import ObservedBatch
 from probes.compiled import graph_break
+from probes.engines.capture import NO_TASK
 from probes.errors import UnsupportedModelError
 from probes.probe import Probe
 from probes.schedule import Schedule, every
-
-_NO_TASK = -1  # what torch reports outside of a backward pass
 
 REMEDY = (
     "It takes the first tensor that the model given to the recorder returns (or its `logits`), "
@@ -113,7 +112,7 @@ class OutputGradNorm(Probe):
         values = _output_tensor(output)
         if values is None or not values.requires_grad:
             return None
-        if torch._C._current_graph_task_id() == _NO_TASK:
+        if torch._C._current_graph_task_id() == NO_TASK:
             capture = self._forward = self._forward or _Capture()
         elif self._backward in self._captures and not self._backward.backward_done:
             capture = self._captures[self._backward]  # a checkpoint around the model runs it again

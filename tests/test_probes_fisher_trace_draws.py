@@ -215,3 +215,14 @@ def test_the_error_is_what_was_asked_for(epochs):
     assert len({f.n_draws for f in found}) > 10  # it did stop by what it saw
     assert 0.5 * target <= math.sqrt((errors**2).mean()) <= 1.1 * target
     assert abs(errors.mean()) <= 3 * errors.std(ddof=1) / math.sqrt(60)
+
+
+@pytest.mark.parametrize("draws", [64, 66, 70, 130, 200])
+@pytest.mark.parametrize("target", [1e-6, 0.01])
+def test_draws_in_several_waves_end_within_the_budget(draws, target):
+    """A wave is dealt at least a pair, which once went past the budget and never came back."""
+    model, x = digits_mlp(100), digits()[0]
+    for seed in range(3):
+        found = fisher_trace(model, x, draws=draws, target_stderr=target, seed=seed)
+        assert 64 <= found.n_draws <= draws
+        assert found.target_met is False or found.draw_stderr <= target * found.value

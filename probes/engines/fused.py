@@ -105,12 +105,11 @@ class FusedEngine(BackpackEngine):
         sink = _Sink(self, capture, unit)
         weight, bias = layer.weight, layer.bias
         device = source.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            source, weight = source.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-        else:
+        if not torch.is_autocast_enabled(device):
             return self._apply_fused(layer, source, weight, bias, sink)
+        dtype = torch.get_autocast_dtype(device)
+        source, weight = source.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
         with torch.autocast(device, enabled=False):
             return self._apply_fused(layer, source, weight, bias, sink)
 
