@@ -1,9 +1,10 @@
 """The trace: its schema, how it is written, how it is read and how a run is taken up again."""
 
 from dynamics.traces.errors import CorruptTraceError, SchemaError, StaleWriterError, TraceError
-from dynamics.traces.reader import Run, Study, open_run, open_study
+from dynamics.traces.reader import Run, open_run
 from dynamics.traces.resume import begin_attempt, create_run
 from dynamics.traces.schema import SCHEMA_VERSION, TABLES, Status
+from dynamics.traces.study import Study, open_study
 from dynamics.traces.writer import TraceWriter
 
 __all__ = [

@@ -165,3 +165,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TraceError(f"{path} should hold a JSON object, but holds a {type(content).__name__}.")
     return content
+
+
+def nothing_there(path: Path, file: str, kind: str) -> str:
+    """The text of the error for a path that is not the folder of a run or study."""
+    if not path.exists():
+        return f"{path} does not exist. Expected the folder of a {kind}, with a {file} in it."
+    if (path / STUDY_FILE).is_file():
+        return f"{path} is a study, not a {kind}. Open it with open_study, or name one of its runs."
+    if (path / RUN_FILE).is_file():
+        return f"{path} is a run, not a {kind}. Open it with open_run."
+    found = sorted(p.parent.name for p in path.glob(f"*/{file}")) if path.is_dir() else []
+    below = f" Below it there are {', '.join(found[:5])}." if found else ""
+    return f"{path} has no {file}, so it is not the folder of a {kind}.{below}"

@@ -1,11 +1,9 @@
-"""Reads runs and studies: `open_run`, `open_study`.
+"""Reads runs: `open_run`.
 
-No byte reaches Parquet before its hash has been compared with the one in the file's name, and rows
-that a resumed run has replaced are left out, so each (epoch, sample, occurrence) is read once.
+Rows that a resumed run has replaced are left out, so each (epoch, sample, occurrence) is read once.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dynamics.traces.errors import CorruptTraceError, SchemaError, TraceError
-from dynamics.traces.layout import RUN_FILE, STUDY_FILE, PartName, content_hash, read_json
+from dynamics.traces.errors import SchemaError, TraceError
+from dynamics.traces.layout import RUN_FILE, nothing_there, read_json
+from dynamics.traces.parts import Part, list_parts, open_part
 from dynamics.traces.resume import Attempt, fences_over, read_attempts
 from dynamics.traces.schema import (
     BLOCK_PREFIX,
@@ -27,14 +26,6 @@ from dynamics.traces.schema import (
     unknown_column,
 )
 from dynamics.traces.vectors import VectorFile, list_vectors, read_vector
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One file of a table."""
-
-    name: PartName
-    path: Path
 
 
 class Run:
@@ -192,12 +183,7 @@ class Run:
 
     def parts(self, table: str) -> list[Part]:
         """Files of a table, in the order in which they were recorded."""
-        parts = []
-        for path in (self.path / table).glob("rank-*/part-*.parquet"):
-            name = PartName.parse(path.name)
-            if name is not None and not path.is_symlink():
-                parts.append(Part(name, path))
-        return sorted(parts, key=lambda part: (part.name.first_step, part.name, part.path))
+        return list_parts(self.path, table)
 
     def column_names(self, table: str = "samples") -> list[str]:
         """Columns of a table that any of its parts holds."""
@@ -256,74 +242,14 @@ class Run:
         return table.replace_schema_metadata(None)
 
     def _open(self, part: Part) -> pq.ParquetFile:
-        data = part.path.read_bytes()
-        if part.path not in self._verified:
-            found = content_hash(data)
-            if found != part.name.content_hash:
-                raise CorruptTraceError(
-                    f"{part.path} is damaged: its bytes hash to {found}, and its name says "
-                    f"{part.name.content_hash}. Restore the file from a copy, or move it out of "
-                    "the run to read the rest without its rows."
-                )
-            self._verified.add(part.path)
-        try:
-            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise CorruptTraceError(f"{part.path} is not a Parquet file: {error}.") from None
-        metadata = file.schema_arrow.metadata or {}
-        version = metadata.get(b"schema_version", b"").decode(errors="replace")
-        check_schema_version(version, str(part.path))
+        file = open_part(part, verified=part.path in self._verified)
+        self._verified.add(part.path)
         return file
 
 
 def _empty(spec: Table, columns: Sequence[str]) -> pa.Table:
     blocks = [column for column in columns if column.startswith(BLOCK_PREFIX)]
     return spec.schema(blocks).empty_table().select(columns)
-
-
-class Study:
-    """A folder of runs that differ in stated factors.
-
-    Args:
-        path: Folder that holds `study.json`.
-
-    Attributes:
-        path: Folder of the study.
-        info: Content of `study.json`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.info: dict[str, Any] = read_json(path / STUDY_FILE)
-        check_schema_version(self.info.get("schema_version"), str(path / STUDY_FILE))
-        if not isinstance(self.info.get("factors"), dict):
-            raise SchemaError(f"{path / STUDY_FILE} has no `factors` (factor name to levels).")
-
-    def __repr__(self) -> str:
-        return f"Study({str(self.path)!r})"
-
-    @property
-    def name(self) -> str:
-        """Name of the study, such as noise-ratio."""
-        return str(self.info.get("name", self.path.name))
-
-    @property
-    def factors(self) -> dict[str, list[Any]]:
-        """Levels of each factor."""
-        return dict(self.info["factors"])
-
-    @cached_property
-    def runs(self) -> list[Run]:
-        """The runs of the study, ordered by folder name."""
-        return [Run(path.parent) for path in sorted(self.path.glob(f"*/{RUN_FILE}"))]
-
-    def table(self) -> pd.DataFrame:
-        """One row per run: its name, its level of each factor, and whether it ended cleanly."""
-        rows = []
-        for run in self.runs:
-            levels = {factor: run.config.get(factor) for factor in self.factors}
-            rows.append({"run": run.name, **levels, "ended_cleanly": run.ended_cleanly})
-        return pd.DataFrame(rows, columns=["run", *self.factors, "ended_cleanly"])
 
 
 def open_run(path: str | Path) -> Run:
@@ -341,36 +267,5 @@ def open_run(path: str | Path) -> Run:
     """
     path = Path(path)
     if not (path / RUN_FILE).is_file():
-        raise TraceError(_nothing_there(path, RUN_FILE, "run"))
+        raise TraceError(nothing_there(path, RUN_FILE, "run"))
     return Run(path)
-
-
-def open_study(path: str | Path) -> Study:
-    """Open a study: a folder of runs with a `study.json`.
-
-    Args:
-        path: Folder of the study.
-
-    Returns:
-        The study.
-
-    Raises:
-        TraceError: If there is no study at the path.
-        SchemaError: If it is of a schema version that cannot be read.
-    """
-    path = Path(path)
-    if not (path / STUDY_FILE).is_file():
-        raise TraceError(_nothing_there(path, STUDY_FILE, "study"))
-    return Study(path)
-
-
-def _nothing_there(path: Path, file: str, kind: str) -> str:
-    if not path.exists():
-        return f"{path} does not exist. Expected the folder of a {kind}, with a {file} in it."
-    if (path / STUDY_FILE).is_file():
-        return f"{path} is a study, not a {kind}. Open it with open_study, or name one of its runs."
-    if (path / RUN_FILE).is_file():
-        return f"{path} is a run, not a {kind}. Open it with open_run."
-    found = sorted(p.parent.name for p in path.glob(f"*/{file}")) if path.is_dir() else []
-    below = f" Below it there are {', '.join(found[:5])}." if found else ""
-    return f"{path} has no {file}, so it is not the folder of a {kind}.{below}"

@@ -1,0 +1,76 @@
+"""Reads studies: `open_study`."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dynamics.traces.errors import SchemaError, TraceError
+from dynamics.traces.layout import RUN_FILE, STUDY_FILE, nothing_there, read_json
+from dynamics.traces.reader import Run
+from dynamics.traces.schema import check_schema_version
+
+
+class Study:
+    """A folder of runs that differ in stated factors.
+
+    Args:
+        path: Folder that holds `study.json`.
+
+    Attributes:
+        path: Folder of the study.
+        info: Content of `study.json`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.info: dict[str, Any] = read_json(path / STUDY_FILE)
+        check_schema_version(self.info.get("schema_version"), str(path / STUDY_FILE))
+        if not isinstance(self.info.get("factors"), dict):
+            raise SchemaError(f"{path / STUDY_FILE} has no `factors` (factor name to levels).")
+
+    def __repr__(self) -> str:
+        return f"Study({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """Name of the study, such as noise-ratio."""
+        return str(self.info.get("name", self.path.name))
+
+    @property
+    def factors(self) -> dict[str, list[Any]]:
+        """Levels of each factor."""
+        return dict(self.info["factors"])
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The runs of the study, ordered by folder name."""
+        return [Run(path.parent) for path in sorted(self.path.glob(f"*/{RUN_FILE}"))]
+
+    def table(self) -> pd.DataFrame:
+        """One row per run: its name, its level of each factor, and whether it ended cleanly."""
+        rows = []
+        for run in self.runs:
+            levels = {factor: run.config.get(factor) for factor in self.factors}
+            rows.append({"run": run.name, **levels, "ended_cleanly": run.ended_cleanly})
+        return pd.DataFrame(rows, columns=["run", *self.factors, "ended_cleanly"])
+
+
+def open_study(path: str | Path) -> Study:
+    """Open a study: a folder of runs with a `study.json`.
+
+    Args:
+        path: Folder of the study.
+
+    Returns:
+        The study.
+
+    Raises:
+        TraceError: If there is no study at the path.
+        SchemaError: If it is of a schema version that cannot be read.
+    """
+    path = Path(path)
+    if not (path / STUDY_FILE).is_file():
+        raise TraceError(nothing_there(path, STUDY_FILE, "study"))
+    return Study(path)
