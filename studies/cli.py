@@ -3,15 +3,15 @@
 Exit codes: 0 all well, 1 a finding, 2 a mistake in the call or in what it names, 3 damaged data.
 """
 
-import contextlib
 import json
 import sys
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Never
+from typing import Annotated, Any
 
 import typer
+
+from studies.console import explained, fail, say
 
 app = typer.Typer(
     help="See how a network learns, sample by sample.",
@@ -22,8 +22,6 @@ app = typer.Typer(
 )
 study_app = typer.Typer(help="Run a controlled experiment and report it.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
-
-USAGE, CORRUPT = 2, 3
 
 
 class Noise(StrEnum):
@@ -41,7 +39,7 @@ def demo(
     """Train on digits with 30 % wrong labels, record everything, write a report."""
     import shutil
 
-    with _explained():
+    with explained():
         from dynamics import open_run
         from dynamics.traces.layout import RUN_FILE
         from reports import write_report
@@ -50,15 +48,15 @@ def demo(
         run_folder = out / "run"
         if (run_folder / RUN_FILE).exists():
             if open_run(run_folder).config.get("study") != "demo":
-                _fail(f"{run_folder} holds a run that is not a demo. Choose another --out.")
+                fail(f"{run_folder} holds a run that is not a demo. Choose another --out.")
             shutil.rmtree(run_folder)  # the demo replaces its own earlier run, and no other
-        _say("Training on 1,500 digits, 30 % of them mislabelled, with every probe on …")
+        say("Training on 1,500 digits, 30 % of them mislabelled, with every probe on …")
         run_demo(run_folder, seed=seed)
-        _say("Analysing the trace …")
+        say("Analysing the trace …")
         report = write_report(
             open_run(run_folder), out / "report.html", figures=out / "figures", data="digits"
         )
-        _say("The report, with its figures in the folder beside it:")
+        say("The report, with its figures in the folder beside it:")
         typer.echo(report.resolve())
 
 
@@ -84,7 +82,7 @@ def study_noise_ratio(
     and compares the law P(ε) with a free quadratic and a straight line. Stop it at any time: a
     second call goes on where the first one stopped.
     """
-    with _explained():
+    with explained():
         from dynamics import open_study
         from reports import write_report
         from studies.noise_ratio import run_study
@@ -123,7 +121,7 @@ def study_fisher_trace(
     Fisher and of the empirical one after every epoch. Stop it at any time: a second call goes on
     where the first one stopped.
     """
-    with _explained():
+    with explained():
         from dynamics import open_study
         from reports import write_report
         from studies.fisher_trace import run_study
@@ -149,7 +147,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the HTML report of a run or a study."""
-    with _explained():
+    with explained():
         from reports import write_report
 
         source = _open(path)
@@ -163,7 +161,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a run or a study holds."""
-    with _explained():
+    with explained():
         from dynamics import Study
         from dynamics.describe import describe_run, describe_study
 
@@ -189,7 +187,7 @@ def _parse_ratios(text: str) -> list[float]:
     except ValueError:
         ratios = []
     if not ratios or not all(0 <= ratio < 1 for ratio in ratios):
-        _fail(
+        fail(
             "--ratios takes noise ratios from 0 to below 1, separated by commas, such as "
             f"0,0.2,0.4, but got {text!r}."
         )
@@ -216,32 +214,6 @@ def _print_plasticity(study: Any) -> None:
 
 def _one_line(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _fail(text: str, code: int = USAGE) -> Never:
-    typer.echo(f"dynamics: {text}", err=True)
-    raise typer.Exit(code)
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Turn the errors that a user can mend into a paragraph and an exit code."""
-    from dynamics.traces import CorruptTraceError, TraceError
-
-    try:
-        yield
-    except BrokenPipeError:
-        raise  # the reader of our output has had enough; no mistake to explain
-    except CorruptTraceError as error:
-        _fail(str(error), CORRUPT)
-    except (TraceError, ValueError, OSError) as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("interrupted; what was recorded is kept.", 130)
 
 
 def main() -> None:
