@@ -138,12 +138,14 @@ class BatchValues:
 class DrawValues:
     """One row per draw of an input and a direction: `mc`.
 
-    Inputs are drawn in proportion to tr H_i among those looked at, in strata of two draws each, so
-    the draws' variance is read off the differences within these pairs (rows 2k and 2k + 1).
+    Inputs are drawn among those looked at in strata of two draws each, of equal probability, so the
+    draws' variance is read off the differences within these pairs (rows 2k and 2k + 1).
 
     Attributes:
         rows: ‖Jᵀv̂‖² of each draw, with v̂ of unit length.
-        weights: Weight of each draw; the two of a pair have the same.
+        weights: Weight of each draw: tr H of its input over its probability, over the number of
+            draws and of inputs looked at, so that the weighted sum is the mean over the inputs.
+        tilts: The part of it that makes up for the choice of a direction, given the input.
         chosen: Index of each draw's input.
         traces: tr H of each draw's input.
         all_traces: tr H of each input looked at.
@@ -152,6 +154,7 @@ class DrawValues:
 
     rows: np.ndarray
     weights: np.ndarray
+    tilts: np.ndarray
     chosen: np.ndarray
     traces: np.ndarray
     all_traces: np.ndarray
@@ -168,7 +171,7 @@ class DrawValues:
         return len(self.all_traces)
 
     def mean(self, column: np.ndarray) -> float:
-        """Mean of tr H over the inputs times the mean over the draws."""
+        """Sum over the draws by their weights."""
         return float(self.weights @ column)
 
     def parts(self, column: np.ndarray) -> tuple[float, float]:
@@ -178,17 +181,19 @@ class DrawValues:
         draws tell. A draw's square holds the directions' variance too, which pairs on one input
         tell; where there are none, draws are few and their error rules.
         """
-        differences = column[::2] - column[1::2]
-        drawn = float((self.weights[::2] ** 2) @ differences**2)
+        weighted = self.weights * column
+        drawn = float(((weighted[::2] - weighted[1::2]) ** 2).sum())
         if self.n_inputs < 2:
             return drawn, math.nan
         if not self.traces.any():
             return drawn, 0.0
         by_trace = self.weights * self.traces
         mean_square = float(by_trace @ column**2 / by_trace.sum())
-        twice = by_trace[::2] * (self.chosen[::2] == self.chosen[1::2])
+        tilted = self.tilts * column
+        twice = (by_trace / self.tilts)[::2] * (self.chosen[::2] == self.chosen[1::2])
         if twice.any():
-            mean_square -= float(twice @ differences**2 / (2 * twice.sum()))
+            squares = (tilted * column).reshape(-1, 2).mean(1)
+            mean_square -= float(twice @ (squares - tilted[::2] * tilted[1::2]) / twice.sum())
         spread = float((self.all_traces**2).mean()) * mean_square - self.mean(column) ** 2
         return drawn, max(spread, 0.0) * self.n_inputs / (self.n_inputs - 1)
 

@@ -29,6 +29,7 @@ class Passes:
         self._engine = cast("SecondMomentEngine", own_pass.engine)
         self._gradients: list[Tensor] = []
         self.blocks = self._engine.blocks
+        self.units = self._engine.units
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, NormCapture]:
         """Outputs, and the capture that their norms are taken from."""

@@ -2,8 +2,10 @@
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +48,15 @@ class Plan:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    def rows(self, inputs: np.ndarray) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Inputs of the probe set on the model's device, a pass's worth at a time.
+
+        Yields:
+            Inputs, and their labels if there are any.
+        """
+        for index in torch.split(torch.from_numpy(inputs), self.batch_size):
+            yield self.data.rows(index, self.device)
 
     def generator(self) -> torch.Generator:
         """Randomness of the drawn vectors, on the model's device."""

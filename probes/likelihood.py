@@ -27,6 +27,9 @@ from probes.engines.layer_rules import chunks
 Likelihood = Literal["softmax", "bernoulli", "gaussian"]
 """What the outputs are: class scores, logits of independent yes/no labels, or means."""
 
+_MOST_CLASSES = 4096
+"""Of which each input's probabilities are kept, to choose among them."""
+
 IGNORED = -100
 """Label of a position that does not count, as in `torch.nn.functional.cross_entropy`."""
 
@@ -43,6 +46,12 @@ class OutputFisher(Protocol):
 
     def draw(self, output: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """One vector v for each sample, of the output's shape, with E v vᵀ = H and ‖v‖² = tr H."""
+
+    def by_class(self, output: Tensor) -> Tensor | None:
+        """Parts of tr H, shape (N, C), with H = Σ_c part · û_c û_cᵀ; None without such classes."""
+
+    def toward(self, output: Tensor, chosen: Tensor) -> Tensor:
+        """The unit vector û_c of each sample's chosen class; only where `by_class` is not None."""
 
     def columns(self, output: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
         """Vectors of the output's shape whose outer products add up to H for every sample."""
@@ -104,6 +113,19 @@ class _Softmax:
         v = _by_rows(rows, logits, place, _signs(logits[:, :1], generator)).view(output.shape)
         return v if labels is None or output.dim() == 2 else _counted(v, labels.unsqueeze(-1))
 
+    def by_class(self, output: Tensor) -> Tensor | None:
+        if output.dim() != 2 or output.shape[1] > _MOST_CLASSES:
+            return None
+        p, _, lengths_sq = _probabilities(output)
+        return p * lengths_sq
+
+    def toward(self, output: Tensor, chosen: Tensor) -> Tensor:
+        p, rest, lengths_sq = _probabilities(output)
+        label = chosen.unsqueeze(1)
+        direction = (-p).scatter_(1, label, rest.gather(1, label))
+        lengths = lengths_sq.gather(1, label).sqrt_()
+        return direction / lengths.clamp_min_(torch.finfo(p.dtype).tiny)
+
     def columns(self, output: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
         # H = S Sᵀ with S = diag(√p) − p √pᵀ, whose null vector is √p. A reflection that maps the
         # axis of the likeliest class t to √p leaves C − 1 columns, one for each other class:
@@ -143,6 +165,12 @@ class _Bernoulli:
     def draw(self, output: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         return _counted(_variance(output).sqrt_() * _signs(output, generator), labels)
 
+    def by_class(self, output: Tensor) -> None:
+        return None
+
+    def toward(self, output: Tensor, chosen: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def columns(self, output: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
         return _axes(_counted(_variance(output).sqrt_(), labels))
 
@@ -161,6 +189,12 @@ class _Gaussian:
 
     def draw(self, output: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         return _counted(_signs(output, generator), labels)
+
+    def by_class(self, output: Tensor) -> None:
+        return None
+
+    def toward(self, output: Tensor, chosen: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def columns(self, output: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
         return _axes(_counted(_ones(output), labels))

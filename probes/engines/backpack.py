@@ -64,6 +64,7 @@ class BackpackEngine:
         mixing: Those of them that spoil the norms of other layers too.
         coverage: Share of the trainable parameters that the norms are taken over.
         edges: Where in the graph the layers' gradients arrive; None while nobody asks for them.
+        units: The parts that norms are taken of.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -94,9 +95,9 @@ class BackpackEngine:
 
     def _divide(self) -> None:
         self._names = {p: name for name, p in self._model.named_parameters() if p.requires_grad}
-        self._units = [u for u in find_units(self._model) if u.module not in self._refused]
+        self.units = [u for u in find_units(self._model) if u.module not in self._refused]
         self._parameters = {name: p for p, name in self._names.items()}
-        owners = find_owners(self._units)
+        owners = find_owners(self.units)
         self._owners = {self._names[p]: unit for p, unit in owners.items()}
         total = count_entries(self._names)
         self.coverage = count_entries(owners) / total if total else 0.0
@@ -132,7 +133,7 @@ class BackpackEngine:
         """
         self._eagerly = graph_break(self._record_use) if graph_breaks else self._record_use
         self._handles.append(self._model.register_forward_pre_hook(self._follow_freezing))
-        for unit in self._units:
+        for unit in self.units:
             self._attach_unit(unit)
         self._watch(self._parameters.keys() - self._verified)
 
@@ -354,7 +355,6 @@ class BackpackEngine:
             sources, grads = (torch.stack([capture.outer[u][k] for u in units]) for k in (0, 1))
             norms_sq = sources.square_().add_(int(has_bias)).mul_(grads.square_())
             capture.norms_sq |= zip((unit.block for unit in units), norms_sq, strict=True)
-        capture.outer.clear()
         capture.outer.clear()
 
     def _add_up_uses(self, capture: NormCapture) -> None:
