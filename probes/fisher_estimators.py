@@ -4,7 +4,7 @@ All take squared norms of gradients of ⟨v, z⟩ for some vectors v at the outp
 which vectors, for which inputs, and whether the norms are per sample or of a batch.
 """
 
-import functools
+import contextlib
 import math
 
 import numpy as np
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from probes.engines.extra_pass import extra_pass
+from probes.engines.backpack import BackpackEngine
+from probes.engines.extra_pass import ExtraPass, extra_pass
 from probes.engines.second_moments import SecondMomentEngine
-from probes.engines.units import find_owners, find_problems, find_units
+from probes.engines.units import find_owners, find_problems, find_units, trainable
 from probes.errors import UnsupportedModelError
 from probes.fisher_draws import draw_trace
 from probes.fisher_estimate import (
@@ -41,11 +42,29 @@ _REMEDY = (
 _MIXING_REMEDY = "Give these layers running statistics, freeze them, or replace them."
 
 
-def estimate(plan: Plan) -> FisherEstimate:
+def find_engine(model: nn.Module) -> BackpackEngine:
+    """What takes the passes of all kinds but `batch`, refused where it would be inexact.
+
+    Args:
+        model: The network.
+
+    Returns:
+        An engine for `estimate`.
+
+    Raises:
+        UnsupportedModelError: If a layer has no exact per-sample rule; all of them are named.
+    """
+    with _own_pass(model) as own_pass:
+        return own_pass.engine
+
+
+def estimate(plan: Plan, engine: BackpackEngine | None = None) -> FisherEstimate:
     """Run the estimator that the plan names.
 
     Args:
         plan: What to estimate.
+        engine: Engine of the same model, whose self-test is not repeated once it is over; a new one
+            by default, or where parameters have been replaced, frozen or unfrozen.
 
     Returns:
         The estimate.
@@ -55,11 +74,22 @@ def estimate(plan: Plan) -> FisherEstimate:
     """
     if plan.kind == "batch":
         return _batch(plan)
-    build = functools.partial(SecondMomentEngine, diagonal=plan.diagonal)
-    with extra_pass(plan.model, probe="FisherTrace", remedy=_REMEDY, build=build) as own_pass:
-        passes = Passes(plan.model, own_pass)
-        _self_test(plan, passes)
+    with _own_pass(plan.model, engine) as own_pass:
+        passes = Passes(plan.model, own_pass, diagonal=plan.diagonal)
+        if not passes.are_verified:
+            _self_test(plan, passes)
+        passes.begin()
         return {"exact": _exact, "mc": draw_trace, "empirical": _empirical}[plan.kind](plan, passes)
+
+
+def _own_pass(
+    model: nn.Module, engine: BackpackEngine | None = None
+) -> contextlib.AbstractContextManager[ExtraPass]:
+    if engine is not None and {id(p) for p in engine.block_of} != trainable(model):
+        engine = None
+    return extra_pass(
+        model, probe="FisherTrace", remedy=_REMEDY, engine=engine, build=SecondMomentEngine
+    )
 
 
 def _self_test(plan: Plan, passes: Passes) -> None:
@@ -76,7 +106,6 @@ def _self_test(plan: Plan, passes: Passes) -> None:
         output.shape, generator=generator, device=output.device, dtype=output.dtype
     )
     passes.backward(capture, along(output, directions))
-    passes.forget()
 
 
 def _exact(plan: Plan, passes: Passes) -> FisherEstimate:

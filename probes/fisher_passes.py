@@ -21,12 +21,14 @@ class Passes:
     Args:
         model: The network.
         own_pass: What takes the norms, built with a `SecondMomentEngine`.
+        diagonal: Gather the diagonal of F too.
     """
 
-    def __init__(self, model: nn.Module, own_pass: ExtraPass) -> None:
+    def __init__(self, model: nn.Module, own_pass: ExtraPass, *, diagonal: bool) -> None:
         self._model = model
         self._own_pass = own_pass
         self._engine = cast("SecondMomentEngine", own_pass.engine)
+        self._diagonal = diagonal
         self._gradients: list[Tensor] = []
         self.blocks = self._engine.blocks
         self.units = self._engine.units
@@ -58,10 +60,14 @@ class Passes:
         ]
         return torch.stack(found).double().cpu().numpy()
 
-    def forget(self) -> None:
+    @property
+    def are_verified(self) -> bool:
+        """Whether the engine's self-test is over."""
+        return self._engine.is_verified
+
+    def begin(self) -> None:
         """Drop what has been gathered so far."""
-        for squares in self._engine.squares.values():
-            squares.zero_()
+        self._engine.begin(diagonal=self._diagonal)
 
     def estimate(self, kind: Kind, table: type[InputValues], rows: np.ndarray) -> FisherEstimate:
         """The estimate from one row per input."""

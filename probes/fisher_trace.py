@@ -14,8 +14,9 @@ from typing import Any, get_args
 
 from torch import nn
 
+from probes.engines.backpack import BackpackEngine
 from probes.fisher_estimate import FisherEstimate, Kind
-from probes.fisher_estimators import estimate
+from probes.fisher_estimators import estimate, find_engine
 from probes.fisher_plan import Plan
 from probes.likelihood import Likelihood, output_fisher
 from probes.probe import Event, Finding, Probe, Scalar, Vector
@@ -31,7 +32,7 @@ def fisher_trace(
     likelihood: Likelihood = "softmax",
     target_stderr: float | None = 0.05,
     draws: int | None = None,
-    batch_size: int = 256,
+    batch_size: int = 128,
     seed: int = 0,
     mode: str = "eval",
     diagonal: bool = False,
@@ -179,7 +180,7 @@ class FisherTrace(Probe):
         likelihood: Likelihood = "softmax",
         target_stderr: float | None = 0.05,
         draws: int | None = None,
-        batch_size: int = 256,
+        batch_size: int = 128,
         seed: int = 0,
         mode: str = "eval",
         diagonal: Schedule | None = None,
@@ -196,6 +197,16 @@ class FisherTrace(Probe):
         self._batch_size = batch_size
         self._seed = seed
         self._diagonal = diagonal
+        self._engine: BackpackEngine | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Refuse, before training begins, layers that have no rule in eval mode."""
+        if self._kind != "batch":
+            self._engine = find_engine(model)
+
+    def detach(self) -> None:
+        """Forget the model; between measurements nothing is on it."""
+        self._engine = None
 
     def measure(self, model: nn.Module, *, step: int, epoch: int) -> list[Finding]:
         """Estimate the trace now.
@@ -205,9 +216,9 @@ class FisherTrace(Probe):
         """
         due = self._diagonal
         keep = due is not None and (due.due_after_epoch(epoch) or due.due_at_step(step))
-        estimate = fisher_trace(
-            model,
-            self._data,
+        plan = Plan(
+            model=model,
+            data=self._data,
             kind=self._kind,
             likelihood=self._likelihood,
             target_stderr=self._target_stderr,
@@ -216,7 +227,7 @@ class FisherTrace(Probe):
             seed=self._seed * 1_000_003 + step,
             diagonal=keep,
         )
-        return list(self._findings(estimate))
+        return list(self._findings(estimate(plan, self._engine)))
 
     def _findings(self, whole: FisherEstimate) -> Iterator[Finding]:
         is_empirical = self._kind == "empirical"

@@ -11,7 +11,8 @@ from torch.utils.data import TensorDataset
 from dynamics import open_run
 from dynamics.traces import CorruptTraceError, TraceError
 from dynamics.traces.vectors import list_vectors
-from probes import FisherTrace, Recorder, every, fisher_trace
+from probes import FisherTrace, Recorder, UnsupportedModelError, every, fisher_trace
+from probes.probe import Scalar, Vector
 
 BLOCKS = ["0", "1", "3"]
 KINDS = ("exact", "mc", "batch", "empirical")
@@ -129,6 +130,44 @@ def test_measurements_draw_anew():
     watcher = FisherTrace(every(steps=1), data=case.x, draws=8)
     values = [next(iter(watcher.measure(case.model, step=s, epoch=0))).value for s in (0, 1, 1)]
     assert values[0] != values[1] == values[2]
+
+
+@pytest.mark.parametrize("kind", ["exact", "mc", "empirical"])
+def test_later_measurements_are_those_of_a_new_probe(kind):
+    """The engine is kept, also over freezing and unfreezing; nothing of it shows in the values."""
+    case = build("layer_norm")
+    kept = probe(kind, target_stderr=None, diagonal=every(epochs=2))
+    kept.attach(case.model)
+    first = kept._engine
+    for epoch, frozen in enumerate((None, None, "0.weight", "0.weight", None)):
+        for name, parameter in case.model.named_parameters():
+            parameter.requires_grad_(name != frozen)
+        ours = kept.measure(case.model, step=epoch, epoch=epoch)
+        new = probe(kind, target_stderr=None, diagonal=every(epochs=2))
+        theirs = new.measure(case.model, step=epoch, epoch=epoch)
+        assert [f for f in ours if isinstance(f, Scalar)] == [
+            f for f in theirs if isinstance(f, Scalar)
+        ]
+        diagonals = [[f.values for f in found if isinstance(f, Vector)] for found in (ours, theirs)]
+        assert len(diagonals[0]) == len(diagonals[1]) == (epoch % 2)
+        for mine, other in zip(*diagonals, strict=True):
+            assert mine.keys() == other.keys()
+            assert all(torch.equal(mine[name], other[name]) for name in mine)
+    assert kept._engine is first
+    kept.detach()
+    assert kept._engine is None
+
+
+def test_a_model_without_rules_is_refused_before_training(tmp_path):
+    model = torch.nn.Sequential(
+        torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4, track_running_stats=False)
+    )
+    data = torch.randn(8, 5)
+    with (
+        pytest.raises(UnsupportedModelError, match=r"`1` \(BatchNorm1d\).*mixes the samples"),
+        Recorder(tmp_path / "run", model, [FisherTrace(every(epochs=5), data=data)]),
+    ):
+        pass
 
 
 def test_a_target_that_was_missed_is_an_event(tmp_path):

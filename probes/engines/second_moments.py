@@ -33,19 +33,26 @@ class SecondMomentEngine(BackpackEngine):
 
     Args:
         model: The network.
-        diagonal: Keep `squares`; takes memory like the model itself.
 
     Attributes:
         scale_free: Σ_j w_j² g_ij² by block, shape (N,), of the backward pass just made.
-        squares: Σ_i g_ij² of each parameter by name, over all passes; empty without `diagonal`.
+        squares: Σ_i g_ij² of each parameter by name, over the passes since `begin`; empty unless
+            asked for there.
     """
 
-    def __init__(self, model: nn.Module, *, diagonal: bool = False) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.scale_free: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
-        if diagonal:
-            self.squares = {name: _zeros(p) for name, p in self._parameters.items()}
+
+    def begin(self, *, diagonal: bool) -> None:
+        """Forget what was added up so far.
+
+        Args:
+            diagonal: Keep `squares` from now on; takes memory like the model itself.
+        """
+        named = self._parameters.items() if diagonal else ()
+        self.squares = {name: _zeros(parameter) for name, parameter in named}
 
     def _measure(self, capture: NormCapture, unit: Unit, source: Tensor, grad: Tensor) -> None:
         total = _Moments(len(grad), grad)
