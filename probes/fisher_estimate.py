@@ -97,19 +97,19 @@ class InputValues:
 class BatchValues:
     """Two rows per batch, whose vectors were drawn twice: `batch`.
 
-    What differs between the two is the draws' doing; what they have in common varies with the
-    batch's inputs. Passes over the probe set take each input once, so its inputs bring no error to
-    a whole pass.
+    Batches are drawn anew, inputs in proportion to tr H, so what batches differ by is the draws'
+    error. What the two draws of a batch have in common tells how the inputs' gains T_i / tr H_i
+    vary; that these do not depend on tr H_i is assumed for the error of the probe set as a sample.
 
     Attributes:
         rows: Squared norm of the summed gradient over the batch's size, places 2k and 2k + 1.
         sizes: Inputs of each batch.
-        n: Inputs of the probe set.
+        all_traces: tr H of each input of the probe set.
     """
 
     rows: np.ndarray
     sizes: np.ndarray
-    n: int
+    all_traces: np.ndarray
 
     @property
     def n_draws(self) -> int:
@@ -121,17 +121,19 @@ class BatchValues:
         return float(np.average(column, weights=np.repeat(self.sizes, 2)))
 
     def variances(self, column: np.ndarray) -> tuple[float, float]:
-        """From what two draws have in common and what they have not."""
-        first, second = column[::2], column[1::2]
-        passed, n_batches = self.sizes.sum(), len(self.sizes)
-        drawn = float((self.sizes**2 * (first - second) ** 2).sum()) / (2 * passed) ** 2
+        """From batches, and from what two draws of a batch have in common."""
+        n_batches, weights = len(self.sizes), self.sizes / self.sizes.sum()
         if n_batches < 2:
-            return math.nan, drawn if passed % self.n == 0 else math.nan
-        common = self.sizes * (first - self.mean(column)) * (second - self.mean(column))
-        spread = max(float(common.sum()) / (n_batches - 1), 0.0)
-        extra = passed % self.n  # inputs that were passed once more than the others
-        drawn += spread * extra * (1 - extra / self.n) / passed**2
-        return drawn + spread / self.n, drawn
+            return math.nan, math.nan
+        mean, more = self.mean(column), n_batches / (n_batches - 1)
+        first, second = column[::2] - mean, column[1::2] - mean
+        drawn = more * float(weights**2 @ (first + second) ** 2) / 4
+        if not self.all_traces.any():
+            return drawn, drawn
+        common = more * float(weights * self.sizes @ (first * second))
+        uneven = float((self.all_traces**2).mean() / self.all_traces.mean() ** 2)
+        spread = uneven * (mean**2 + max(common, 0.0)) - mean**2
+        return drawn + max(spread, 0.0) / len(self.all_traces), drawn
 
 
 @dataclass(frozen=True)

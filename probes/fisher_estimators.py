@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
@@ -146,37 +146,57 @@ def _batch(plan: Plan) -> FisherEstimate:
             )
         block_of = {p: u.block for p, u in find_owners(find_units(plan.model)).items()}
         blocks = list(dict.fromkeys(block_of.values()))
-        n = len(plan.data)
+        traces = _output_traces(plan)
+        n, whole = len(traces), traces.sum()
+        chances = traces / whole if whole else np.full(n, 1 / n)
+        factors = np.sqrt(1 / (n * chances.clip(np.finfo(np.float64).tiny)))
         budget = max(1, (2 * n if plan.draws is None else plan.draws) // 2)
         size = min(plan.batch_size, math.ceil(min(n, budget) / _BATCHES))
-        order, generator = torch.Generator().manual_seed(plan.seed), plan.generator()
+        rng, generator = np.random.default_rng(plan.seed), plan.generator()
         rows: list[np.ndarray] = []
         sizes: list[int] = []
         is_met: bool | None = None
-        while sum(sizes) < budget and not is_met:
-            shuffled = torch.randperm(n, generator=order)[: budget - sum(sizes)]
-            for chosen in torch.split(shuffled, size):
-                rows += _two_batch_norms(plan, chosen, block_of, generator)
-                sizes.append(len(chosen))
-            values = BatchValues(np.stack(rows), np.array(sizes), n)
+        while (left := budget - sum(sizes)) and not is_met:
+            shares = [size] * (min(n, left) // size) or [left]
+            for share in shares:
+                chosen = rng.choice(n, share, p=chances)
+                rows += _two_batch_norms(plan, chosen, factors[chosen], block_of, generator)
+                sizes.append(share)
+            values = BatchValues(np.stack(rows), np.array(sizes), traces)
             is_met = plan.is_met(values)
     weights = block_norms_sq(list(block_of), list(block_of.values()), blocks)
     measured = Measured(blocks, values, None, weights.tolist(), n, values.n_draws, is_met)
     return measured.estimate("batch")
 
 
+def _output_traces(plan: Plan) -> np.ndarray:
+    """Check the outputs, and find tr H of each input."""
+    found = []
+    with torch.no_grad():
+        for inputs, labels in plan.data.batches(plan.batch_size, plan.device):
+            output = plan.model(inputs)
+            plan.check(output, inputs, labels)
+            found.append(plan.output.trace(output, plan.mask(labels)).double().cpu())
+    return torch.cat(found).numpy()
+
+
 def _two_batch_norms(
-    plan: Plan, chosen: Tensor, block_of: dict[nn.Parameter, str], generator: torch.Generator
+    plan: Plan,
+    chosen: np.ndarray,
+    factors: np.ndarray,
+    block_of: dict[nn.Parameter, str],
+    generator: torch.Generator,
 ) -> list[np.ndarray]:
-    """B ‖(1/B) Σ_i J_iᵀ v_i‖² by block, for two draws of the vectors v."""
-    inputs, labels = plan.data.rows(chosen, plan.device)
+    """B ‖(1/B) Σ_i f_i J_iᵀ v_i‖² by block, for two draws of the vectors v."""
+    inputs, labels = plan.data.rows(torch.from_numpy(chosen), plan.device)
     output = plan.model(inputs)
-    plan.check(output, inputs, labels)
+    by_sample = torch.from_numpy(factors)
     owners = list(block_of.values())
     rows = []
     for retain in (True, False):
         vectors = plan.output.draw(output.detach(), plan.mask(labels), generator)
-        total = along(output, vectors).sum()
+        scores = along(output, vectors)
+        total = scores @ by_sample.to(scores.dtype).to(scores.device)
         gradients = torch.autograd.grad(
             total, list(block_of), retain_graph=retain, allow_unused=True
         )

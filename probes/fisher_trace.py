@@ -47,10 +47,12 @@ def fisher_trace(
       E v̂ v̂ᵀ = H_i / tr H_i, for softmax along e_c − p with c ∝ p_c‖e_c − p‖²; then
       tr F = mean(tr H) · E ‖Jᵀ v̂‖². Unbiased. Forward passes over inputs find tr H, as many of the
       probe set as pay; draws come in strata of two (inputs in order of predicted class and tr H),
-      until `target_stderr` is met or `draws` are spent.
-    - `batch`: B ‖(1/B) Σ_i J_iᵀ v_i‖² for random batches, E v vᵀ = H_i with E v = 0: any
-      architecture, no per-sample gradients, but the error of a handful of values. Each batch draws
-      twice, which tells its inputs' part in the error from the draws'.
+      until `target_stderr` is met or `draws` are spent. Draws after the first 64 are also in
+      proportion to ‖Jᵀ v̂‖² as those predict it from the layers' inputs and the class, and are
+      divided by their chance.
+    - `batch`: B ‖(1/B) Σ_i J_iᵀ v_i / √(N q_i)‖² for random batches, inputs drawn with probability
+      q_i ∝ tr H_i, E v vᵀ = H with E v = 0: any architecture, no per-sample gradients, but the
+      error of a handful of values. Each batch draws twice, which tells how its inputs differ.
     - `empirical`: (1/N) Σ_i ‖∇ log p(y_i|x_i)‖² at the data's labels, *not* an estimate of tr F;
       with the gradient noise scale tr Σ / ‖G‖² from the same pass, unbiased in both parts.
 
@@ -81,9 +83,10 @@ def fisher_trace(
         UnsupportedModelError: If a layer has no exact per-sample rule; all of them are named.
 
     Cost: in passes over one input. `exact`: a forward and C − 1 backward passes of N inputs. `mc`:
-    a forward pass of up to N inputs, and both passes of each draw. `batch`: a forward pass for
-    every two draws, and a backward pass for each. `empirical`: both passes of each input. Backward
-    passes skip the weights' gradients but for `batch` and `empirical`.
+    a forward pass of up to N inputs, and both passes of each draw. `batch`: a forward pass of N
+    inputs and of one for every two draws, and a backward pass for each draw. `empirical`: both
+    passes of each input. Backward passes skip the weights' gradients but for `batch` and
+    `empirical`.
 
     Reference:
         Achille, Rovere and Soatto, ICLR 2019, Sec. 3. On `empirical`: Kunstner, Balles and Hennig,
