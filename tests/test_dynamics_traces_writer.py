@@ -13,7 +13,7 @@ from dynamics import open_run
 from dynamics.traces import Status, TraceWriter
 from dynamics.traces.layout import PartName, content_hash
 from dynamics.traces.resume import begin_attempt, create_run
-from dynamics.traces.writer import OccurrenceCounter
+from dynamics.traces.occurrence import OccurrenceCounter
 
 
 @pytest.fixture
