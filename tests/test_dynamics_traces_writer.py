@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from dynamics import open_run
 from dynamics.traces import Status, TraceWriter
 from dynamics.traces.layout import PartName, content_hash
-from dynamics.traces.resume import begin_attempt, create_run
 from dynamics.traces.occurrence import OccurrenceCounter
+from dynamics.traces.resume import begin_attempt, create_run
 
 
 @pytest.fixture

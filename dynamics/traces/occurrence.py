@@ -6,6 +6,7 @@ one process trained. `DistributedSampler` pads with samples that another rank se
 several trained, readers number again.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 
@@ -52,9 +53,10 @@ class OccurrenceCounter:
         known[known] = self._ids[at[known]] == unique[known]
         before = np.zeros(len(unique), dtype=np.int64)
         before[known] = self._counts[at[known]]
-        self._counts[at[known]] += counts[known]
+        more = self._counts.copy()  # not in place: `copy.copy` of a counter must stay as it is
+        more[at[known]] += counts[known]
         self._ids = np.insert(self._ids, at[~known], unique[~known])
-        self._counts = np.insert(self._counts, at[~known], counts[~known])
+        self._counts = np.insert(more, at[~known], counts[~known])
         return np.arange(len(sample_ids)) + np.repeat(before - starts, counts)
 
 
@@ -71,10 +73,7 @@ def number_within_rank(samples: pa.Table, counter: OccurrenceCounter) -> pa.Tabl
     samples = samples.sort_by([(key, "ascending") for key in ("epoch", "sample_id", "step")])
     epochs, ids = samples["epoch"].to_numpy(), samples["sample_id"].to_numpy()
     bounds = [*_group_starts(epochs), len(epochs)]
-    found = [
-        counter.count_sorted(int(epochs[a]), ids[a:b])
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    found = [counter.count_sorted(int(epochs[a]), ids[a:b]) for a, b in itertools.pairwise(bounds)]
     return _set_occurrence(samples, np.concatenate([*found, np.empty(0, np.int64)]))
 
 

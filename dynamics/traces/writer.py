@@ -16,28 +16,21 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-import pyarrow as pa
 
-from dynamics.traces.errors import SchemaError, StaleWriterError, TraceError
+from dynamics.traces.buffer import KEPT_BYTES, REFUSED, RowBuffer
+from dynamics.traces.errors import StaleWriterError, TraceError
 from dynamics.traces.layout import make_folder, write_json_once
-from dynamics.traces.occurrence import OccurrenceCounter, number_within_rank
-from dynamics.traces.outbox import EncodedFile, Outbox, encode_rows
 from dynamics.traces.resume import latest_attempt
-from dynamics.traces.rows import Columns, drop_non_finite, flag_non_finite, to_arrow
+from dynamics.traces.rows import Columns
 from dynamics.traces.schema import TABLES
-from dynamics.traces.vectors import VECTORS, encode_vector, vector_file_name
 
 OnError = Literal["raise", "disable", "block"]
 """What happens when the trace cannot be written; `TraceWriter` says what each one means."""
-
-KEPT_BYTES = 2**28
-"""What a writer keeps in memory while nothing can be written: 256 MiB."""
 
 _KEPT = (
     f"The rows stay in memory (at most {KEPT_BYTES >> 20} MiB of them) until the writer closes; "
     "the next flush that succeeds writes them."
 )
-_REFUSED = "The rows given were refused and are not recorded."
 _PATIENCE_S = 1.0  # between looks at whether the thread is held up
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 15.0  # pauses double in between
 
@@ -45,7 +38,7 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 0.05, 15.0  # pauses double in between
 class TraceWriter:
     """Appends rows to one run from one rank.
 
-    While nothing can be written, rows are kept in memory up to `KEPT_BYTES`. Rows of `samples` and
+    While nothing can be written, rows are kept in memory up to 256 MiB. Rows of `samples` and
     vectors that come when that is full are dropped, oldest kept, and counted in an event
     `rows_dropped` as soon as one can be written.
 
@@ -82,13 +75,7 @@ class TraceWriter:
         self._on_error = on_error
         self._max_rows = max_rows
         self._max_seconds = max_seconds
-        self._buffers: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
-        self._outbox = Outbox()
-        self._sequences = dict.fromkeys(TABLES, 0)
-        self._rows = dict.fromkeys(TABLES, 0)
-        self._n_buffered = 0  # rows of samples
-        self._dropped: list[tuple[int, int, int]] = []  # step, epoch, rows
-        self._occurrences = OccurrenceCounter()
+        self._buffer = RowBuffer(folder, attempt=attempt, rank=rank)
         self._due_at: float | None = None
         self._error: tuple[BaseException, str] | None = None
         self._give_up = threading.Event()
@@ -100,8 +87,7 @@ class TraceWriter:
     @property
     def n_waiting(self) -> int:
         """Rows that are in memory and not yet durable, those still queued left aside."""
-        buffered = sum(t.num_rows for tables in self._buffers.values() for t in tables)
-        return buffered + self._outbox.n_rows
+        return self._buffer.n_rows
 
     def append(self, table: str, columns: Columns) -> None:
         """Queue rows for a table.
@@ -125,7 +111,12 @@ class TraceWriter:
             TraceError: If the writer is closed, or earlier rows were refused or not written.
         """
         self._raise_error()
-        self._put(lambda: self._try(lambda: self._take(rows()), _REFUSED))
+
+        def take() -> None:
+            self._buffer.take(rows(), drop=self._must_drop())
+            self._set_due()
+
+        self._put(lambda: self._try(take, REFUSED))
 
     def append_vector(
         self, name: str, values: Mapping[str, np.ndarray], *, step: int, epoch: int
@@ -143,17 +134,11 @@ class TraceWriter:
         """
         self._raise_error()
 
-        def encode() -> None:
-            if self._is_full():
-                self._dropped.append((step, epoch, 0))
-                return
-            data = encode_vector(values)
-            file = vector_file_name(name, data, attempt=self.attempt, step=step, epoch=epoch)
-            folder = self.folder / VECTORS / f"rank-{self.rank:05d}"
-            self._outbox.add(EncodedFile(VECTORS, folder, file, data, 0))
+        def take() -> None:
+            self._buffer.take_vector(name, values, step=step, epoch=epoch, drop=self._must_drop())
             self._set_due()
 
-        self._put(lambda: self._try(encode, _REFUSED))
+        self._put(lambda: self._try(take, REFUSED))
 
     def seen(self, epoch: int, sample_ids: np.ndarray) -> None:
         """Tell the writer which samples an earlier attempt saw in the epoch that goes on now.
@@ -167,7 +152,7 @@ class TraceWriter:
         """
 
         def count() -> None:
-            self._occurrences.count(epoch, sample_ids)
+            self._buffer.seen(epoch, sample_ids)
 
         self._put(lambda: self._try(count, "Repeats in this epoch may go unnoticed."))
 
@@ -212,14 +197,20 @@ class TraceWriter:
             self._queue.put(None)
             self._thread.join()
         if clean and self.failure is None:
-            self._try(self._record_end, "All rows are written; the run's end is not on record.")
+            try:
+                self._record_end()
+            except OSError as error:
+                self.failure = error
+                if self._on_error != "disable":
+                    self._error = error, "All rows are written; the run's end is not on record."
             self._raise_error()
 
     def _record_end(self) -> None:
         folder = self.folder / "end"
         make_folder(folder)
         tables = {
-            name: {"parts": self._sequences[name], "rows": self._rows[name]} for name in TABLES
+            name: {"parts": self._buffer.parts[name], "rows": self._buffer.rows[name]}
+            for name in TABLES
         }
         write_json_once(
             folder / f"attempt-{self.attempt:04d}-rank-{self.rank:05d}.json", {"tables": tables}
@@ -287,37 +278,15 @@ class TraceWriter:
                 self._save()
 
     def _is_due(self) -> bool:
-        full = self._n_buffered >= self._max_rows and self.failure is None
+        full = self._buffer.n_samples >= self._max_rows and self.failure is None
         return full or (self._due_at is not None and time.monotonic() >= self._due_at)
+
+    def _must_drop(self) -> bool:
+        return self.failure is not None and self._buffer.is_full
 
     def _set_due(self) -> None:
         if self._due_at is None:
             self._due_at = time.monotonic() + self._max_seconds
-
-    def _take(self, rows: Mapping[str, Columns]) -> None:
-        try:  # all tables before anything is counted or kept, so that refused rows leave no trace
-            tables = {name: to_arrow(TABLES[name], columns) for name, columns in rows.items()}
-        except SchemaError as error:
-            raise SchemaError(f"{error} {_REFUSED}") from None
-        for name, table in tables.items():
-            if not table.num_rows:
-                continue
-            if name == "samples":
-                table, events = flag_non_finite(table)
-                self._buffers["events"] += events
-                if self._is_full():
-                    first = table.slice(0, 1).to_pylist()[0]
-                    self._dropped.append((first["step"], first["epoch"], table.num_rows))
-                    continue
-                self._n_buffered += table.num_rows
-            self._buffers[name].append(drop_non_finite(table))
-            self._set_due()
-
-    def _is_full(self) -> bool:
-        if self.failure is None:
-            return False
-        buffered = sum(table.nbytes for table in self._buffers["samples"])
-        return buffered + self._outbox.nbytes > KEPT_BYTES
 
     def _save(self) -> None:
         """Write all there is, as often as the policy says."""
@@ -348,43 +317,4 @@ class TraceWriter:
                 f"{self.folder} has been resumed by another process since this one (attempt "
                 f"{self.attempt}) began, so this one stops writing. Stop the older job."
             )
-        self._report_dropped()
-        for name in TABLES:
-            if self._buffers[name] and not self._outbox.holds(name):
-                self._encode(name)
-        self._outbox.write()
-
-    def _encode(self, name: str) -> None:
-        table = TABLES[name]
-        rows = pa.concat_tables(self._buffers[name], promote_options="default")
-        if name == "samples":
-            rows = number_within_rank(rows, self._occurrences)  # sorts them too
-            self._n_buffered = 0
-        else:
-            rows = rows.sort_by([(column, "ascending") for column in table.sorted_by])
-        file = encode_rows(
-            rows,
-            table,
-            self.folder,
-            attempt=self.attempt,
-            rank=self.rank,
-            sequence=self._sequences[name],
-        )
-        self._buffers[name].clear()
-        self._outbox.add(file)
-        self._sequences[name] += 1
-        self._rows[name] += rows.num_rows
-
-    def _report_dropped(self) -> None:
-        if not self._dropped or self._outbox.holds("events"):
-            return
-        (step, epoch, _), (last, _, _) = self._dropped[0], self._dropped[-1]
-        n_rows = sum(n for _, _, n in self._dropped)
-        vectors = sum(n == 0 for _, _, n in self._dropped)
-        event = {"step": [step], "epoch": [epoch], "name": ["rows_dropped"], "subject": ["samples"]}
-        event["detail"] = [
-            f"{n_rows} rows and {vectors} vectors of steps {step} to {last}: nothing could be "
-            f"written, and {KEPT_BYTES >> 20} MiB waited already"
-        ]
-        self._buffers["events"].append(to_arrow(TABLES["events"], event))
-        self._dropped.clear()
+        self._buffer.write()
