@@ -119,11 +119,12 @@ class RowBuffer:
             OSError: If a file could not be written; it waits for the next try.
         """
         self._report_dropped()
-        for name, tables in self._tables.items():
-            # One part at a time, so that parts stay large while writing fails.
-            if tables and not self._outbox.holds(name):
-                self._encode(name)
-        self._outbox.write()
+        while any(self._tables.values()) or self._outbox.nbytes:
+            for name, tables in self._tables.items():
+                # One part at a time, so that parts stay large while writing fails.
+                if tables and not self._outbox.holds(name):
+                    self._encode(name)
+            self._outbox.write()
 
     def _encode(self, name: str) -> None:
         table = TABLES[name]
