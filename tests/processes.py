@@ -3,4 +3,4 @@
 import multiprocessing
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["dynamics.traces", "torch", "probes"])
+CONTEXT.set_forkserver_preload(["dynamics.traces", "torch._dynamo", "probes"])
