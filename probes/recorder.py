@@ -241,10 +241,12 @@ class Recorder:
         if self._steps is not None:
             self._steps.begin_iteration()
         self._termination.check()
-        if self._is_off():
+        if self._is_disabled:
             return
         check_batch(losses, sample_id, logits, labels, weights, self._known, self._repeats)
         self._begin()  # a resumed run is fenced at the step of its first batch, so begin here
+        if self._is_off():
+            return
         self._watch.finish_seen()
         self._measure(self._measurements.due_at_step(self.step, self._counts_epochs))
         batch = observed(losses, sample_id, logits, labels, weights, self.step, self.epoch)
