@@ -27,13 +27,14 @@ def test_a_recorder_killed_again_and_again_leaves_the_trace_of_a_run_never_kille
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_hundred_kills(fast_path):
     kills, n_runs, _ = crash_loop.crash_loop(
         fast_path, crash_loop.train_writer, kills=180, seed=100
     )
     for seed in range(4):
         killed, _ = crash_loop.crash_run(
-            fast_path / "torch", crash_loop.train_recorder, seed=seed, kills=8, seconds=(0.0, 0.2)
+            fast_path / "torch", crash_loop.train_recorder, seed=seed, kills=8, seconds=(0.0, 0.3)
         )
         kills += killed
     assert kills >= 200
