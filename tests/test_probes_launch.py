@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dynamics import open_run
 from dynamics.traces import Status, TraceError, begin_attempt, create_run
+from probes import launch
 from probes.launch import bare, place_in_group
 
 STEPS = {1: 5, 2: 3}  # in an epoch, by world size
@@ -141,3 +142,13 @@ def test_wrappers_are_taken_off(monkeypatch):
     assert bare(torch.compile(inner, backend="eager")) is inner
     assert bare(torch.compile(Wrapper(inner), backend="eager")) is inner
     assert bare(Wrapper(torch.compile(inner, backend="eager"))) is inner
+
+
+def test_a_rank_that_does_not_see_the_folder_says_so(tmp_path, monkeypatch):
+    def tell(told, src):
+        told[0] = ("id", "launch", None)
+
+    monkeypatch.setattr(launch, "place_in_group", lambda: (1, 2))
+    monkeypatch.setattr(launch.dist, "broadcast_object_list", tell)
+    with pytest.raises(TraceError, match=r"Rank 1 does not see .* one shared folder"):
+        launch.open_launch(tmp_path / "run", resume=False, describe=dict)

@@ -10,8 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from dynamics import open_run
-from dynamics.traces import TraceError, layout, outbox
+from dynamics.traces import TraceError, create_run, layout, outbox
 from probes import GradNorm, Probe, Recorder, SampleLoss
+from probes.launch import Launch
+from probes.recording import Recording
 
 N, STEPS = 12, 3
 X = torch.randn(N, 4, generator=torch.Generator().manual_seed(1))
@@ -235,3 +237,23 @@ def test_outside_of_the_block_nothing_is_recorded(tmp_path):
         pass
     with pytest.raises(RuntimeError, match="with Recorder"):
         recorder.record("a", 1.0)
+
+
+def test_a_rank_that_saw_no_batch_belongs_to_the_clean_end(tmp_path):
+    create_run(tmp_path, {"run_id": "a"})
+    first, second = (
+        Recording(tmp_path, Launch(rank, 2, "a", "launch"), None, "raise") for rank in range(2)
+    )
+    first.begin(3, 1)
+    first.close(clean=True)
+    assert not open_run(tmp_path).ended_cleanly
+    second.close(clean=True)
+    run = open_run(tmp_path)
+    assert run.ended_cleanly
+    assert [(a.from_step, a.world_size) for a in run.attempts] == [(3, 2)]
+
+
+def test_ranks_that_all_saw_nothing_begin_no_attempt(tmp_path):
+    create_run(tmp_path, {"run_id": "a"})
+    Recording(tmp_path, Launch(1, 2, "a", "launch"), None, "raise").close(clean=True)
+    assert open_run(tmp_path).attempts == []
