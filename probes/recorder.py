@@ -37,8 +37,8 @@ class Recorder:
     recorder: parameters are bit-identical on the CPU.
 
     Once `torch.distributed` is initialised, each process enters a recorder of its own on the same
-    folder; each writes its own rows, and rank 0 takes the measurements. SIGTERM flushes at the next
-    step (see probes/termination.py).
+    folder. Each writes its own rows, and what it is told by `record` and `event`; rank 0 takes the
+    measurements. SIGTERM flushes at the next step (see probes/termination.py).
 
     Args:
         out: Folder of the run. Its last part is the run's name.

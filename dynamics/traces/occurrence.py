@@ -132,18 +132,22 @@ def _by_epoch_and_sample(rows: pa.Table, *then: str) -> tuple[pa.Table, np.ndarr
     """Rows ordered by epoch, sample and further keys, and their epochs and samples."""
     rows = rows.combine_chunks()
     epochs, ids = rows["epoch"].to_numpy(), rows["sample_id"].to_numpy()
-    keys = [rows[key].to_numpy() for key in then]
-    in_order = len(keys) == 1 and bool(np.all(keys[0][1:] >= keys[0][:-1]))
-    before = np.arange(len(ids)) if in_order else np.lexsort(keys[::-1])
-    order = before[_argsort_pairs(epochs[before], ids[before])]
+    if not rows.num_rows:
+        return rows, epochs, ids
+    order = _argsort_pairs(epochs, ids)
+    same = (np.diff(epochs[order]) == 0) & (np.diff(ids[order]) == 0)
+    repeated = np.append(same, False) | np.insert(
+        same, 0, False
+    )  # few, so further keys cost little
+    again = order[repeated]
+    keys = [rows[key].to_numpy()[again] for key in reversed(then)]
+    order[repeated] = again[np.lexsort([*keys, ids[again], epochs[again]])]
     return rows.take(pa.array(order)), epochs[order], ids[order]
 
 
 def _argsort_pairs(major: np.ndarray, minor: np.ndarray) -> np.ndarray:
     """Stable order by two whole numbers: one sort of single numbers, much faster, if they fit."""
     n = len(major)
-    if n == 0:
-        return np.arange(0)
     low_major, low_minor = int(major.min()), int(minor.min())
     span_major, span_minor = int(major.max()) - low_major + 1, int(minor.max()) - low_minor + 1
     if span_major * span_minor * n >= 2**63:
