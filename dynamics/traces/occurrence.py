@@ -136,9 +136,8 @@ def _by_epoch_and_sample(rows: pa.Table, *then: str) -> tuple[pa.Table, np.ndarr
         return rows, epochs, ids
     order = _argsort_pairs(epochs, ids)
     same = (np.diff(epochs[order]) == 0) & (np.diff(ids[order]) == 0)
-    repeated = np.append(same, False) | np.insert(
-        same, 0, False
-    )  # few, so further keys cost little
+    # Few, as a rule, so that the further keys cost little.
+    repeated = np.append(same, False) | np.insert(same, 0, False)
     again = order[repeated]
     keys = [rows[key].to_numpy()[again] for key in reversed(then)]
     order[repeated] = again[np.lexsort([*keys, ids[again], epochs[again]])]
