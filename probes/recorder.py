@@ -57,7 +57,8 @@ class Recorder:
             detached, a warning and an event `recording_disabled` say why, and what is in memory
             (at most 256 MiB) is written if that becomes possible before the end. `raise` raises a
             TraceError at the next call. `block` holds training up until writing succeeds. Mistakes
-            in what is passed, and a run that another process has taken over, always raise.
+            in what is passed, errors of probes, and a run that another process has taken over
+            always raise.
 
     Raises:
         TraceError: If the folder already holds rows and `resume` is False, or holds none to resume.
