@@ -218,7 +218,7 @@ def test_block_holds_back_a_loop_that_goes_on_appending(start, disk, monkeypatch
         nonlocal n_appended
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for step in range(1000):
+            for step in range(200):
                 writer.append("samples", rows(1, step=step))
                 n_appended += 1
 
@@ -230,7 +230,7 @@ def test_block_holds_back_a_loop_that_goes_on_appending(start, disk, monkeypatch
     disk.error = None
     thread.join()
     writer.close()
-    assert len(open_run(writer.folder).samples(repeats=True)) == 1000
+    assert len(open_run(writer.folder).samples(repeats=True)) == 200
 
 
 def test_block_gives_up_when_training_has_ended_in_an_error(folder, start, disk):
