@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from dynamics.traces.errors import SchemaError, TraceError
 from dynamics.traces.layout import RUN_FILE, nothing_there, read_json
+from dynamics.traces.occurrence import number_across_ranks
 from dynamics.traces.parts import Part, list_parts, open_part
 from dynamics.traces.resume import Attempt, fences_over, read_attempts
 from dynamics.traces.schema import (
@@ -67,8 +68,11 @@ class Run:
         if not self.attempts:
             return False
         last = self.attempts[-1]
-        ends = list((self.path / "end").glob(f"attempt-{last.attempt:04d}-rank-*.json"))
-        return len(ends) == last.world_size
+        ends = (
+            self.path / "end" / f"attempt-{last.attempt:04d}-rank-{rank:05d}.json"
+            for rank in range(last.world_size)
+        )
+        return all(end.is_file() for end in ends)
 
     def samples(
         self,
@@ -206,15 +210,22 @@ class Run:
                 raise SchemaError(unknown_column(column, spec))
         keys = ["step", "epoch", "sample_id", "occurrence"]
         wanted = None if columns is None else [*dict.fromkeys([*keys, *columns])]
-        condition = None if repeats else pc.field("occurrence") == 0
+        condition = None
         for name, allowed in (("sample_id", sample_ids), ("epoch", epochs)):
             if allowed is not None:
                 is_in = pc.field(name).isin(list(allowed))
                 condition = is_in if condition is None else condition & is_in
         yield spec.schema().empty_table() if wanted is None else _empty(spec, wanted)
-        for part in self.parts("samples"):
+        parts = self.parts("samples")
+
+        def read(part: Part) -> pa.Table:
             rows = self._live_rows(part, spec, wanted)
-            yield rows if condition is None else rows.filter(condition)
+            return rows if condition is None else rows.filter(condition)
+
+        several = any(attempt.world_size > 1 for attempt in self.attempts)
+        tables = number_across_ranks(parts, read, self._open) if several else map(read, parts)
+        for rows in tables:
+            yield rows if repeats else rows.filter(pc.field("occurrence") == 0)
 
     def _read(self, spec: Table) -> pa.Table:
         parts = self.parts(spec.name)

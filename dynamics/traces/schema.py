@@ -303,6 +303,10 @@ def describe_schema() -> str:
         "A row of attempt *a* counts unless a later attempt restarted before it: a `samples` row "
         "is dropped when its step ≥ `from_step` of a later attempt; a `scalars` or `events` row "
         "when its step is greater, or equal with epoch ≥ `from_epoch`. Nothing is ever deleted.",
+        "",
+        "`occurrence` and `REPEAT` are stored as one rank saw them. In a run of which any attempt "
+        "has a `world_size` above 1, readers number the rows of each (epoch, sample_id) again: by "
+        "step, then rank, then stored `occurrence`. Files named `.tmp-…` are not part of a run.",
     ]
     for table in TABLES.values():
         lines += ["", f"## {table.name}", "", table.description, ""]
