@@ -136,9 +136,9 @@ def read_attempts(folder: Path) -> list[Attempt]:
         content = read_json(path)
         try:
             attempt = Attempt(**content)
-            order = (attempt.attempt, attempt.from_step, attempt.from_epoch)
-            if not all(isinstance(number, int) for number in order):
-                raise TypeError("attempt, from_step and from_epoch must be whole numbers")
+            numbers = (attempt.attempt, attempt.from_step, attempt.from_epoch, attempt.world_size)
+            if not all(type(number) is int and abs(number) < 2**62 for number in numbers):
+                raise TypeError("its attempt, step, epoch and world size must be whole numbers")
         except TypeError as error:
             raise SchemaError(f"{path} is not the record of an attempt: {error}.") from None
         attempts.append(attempt)
