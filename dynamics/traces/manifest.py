@@ -34,6 +34,14 @@ class Bucket:
     first_sample: int = 0
     last_sample: int = 0
 
+    @property
+    def part_name(self) -> PartName:
+        """What its file name says."""
+        name = PartName.parse(self.name)
+        if name is None:
+            raise ValueError(f"{self.name[:200]!r} is not the name of a bucket")
+        return name
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -136,8 +144,8 @@ def _parse(folder: Path, content: Mapping[str, Any]) -> Manifest:
         lost=tuple(Bucket(**bucket) for bucket in content["lost"]),
     )
     for bucket in (*manifest.buckets, *manifest.lost):
-        if bucket.table not in TABLES or PartName.parse(bucket.name) is None:
-            raise ValueError(f"{bucket.name!r} is not the name of a bucket")
+        if bucket.table not in TABLES or bucket.part_name is None:
+            raise ValueError(f"there is no table {bucket.table!r}")
         _whole(bucket.rows, bucket.first_sample, bucket.last_sample)
     _whole(manifest.attempt, *manifest.replaces.values())
     for path in manifest.replaces:

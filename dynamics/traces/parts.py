@@ -111,10 +111,10 @@ def replaced_path(folder: Path, part: Part) -> str:
 def _buckets(manifest: Manifest | None, table: str) -> list[Part]:
     parts = []
     for bucket in manifest.buckets if manifest else ():
-        name = PartName.parse(bucket.name)
-        if bucket.table == table and manifest and name:
+        if bucket.table == table and manifest:
             samples = (bucket.first_sample, bucket.last_sample) if table == "samples" else None
-            parts.append(Part(name, manifest.folder / bucket.name, samples))
+            path = manifest.folder / table / bucket.name
+            parts.append(Part(bucket.part_name, path, samples))
     return parts
 
 

@@ -107,7 +107,7 @@ class Run:
         kept = {"sample_ids": None if ids is None else list(ids)}
         kept |= {"epochs": None if epochs is None else list(epochs)}
         tables = _read_again_if_compacted(
-            lambda: list(self._sample_tables(columns, repeats=repeats, **kept))
+            lambda: list(self.sample_tables(columns, repeats=repeats, **kept))
         )
         keys = ["epoch", "sample_id", "occurrence"]
         rows = pa.concat_tables(tables, promote_options="default").sort_by(
@@ -131,7 +131,7 @@ class Run:
         Raises:
             TraceError: If the run is compacted while it is read; open it again.
         """
-        for table in self._sample_tables(columns, repeats=repeats):
+        for table in self.sample_tables(columns, repeats=repeats):
             if table.num_rows:
                 yield table.to_pandas()
 
@@ -144,18 +144,18 @@ class Run:
         Returns:
             Columns `step, epoch, name, block, value, stderr, n, estimator, label_source, mode`.
         """
-        table = self._read(TABLES["scalars"])
+        table = self.read_rows(TABLES["scalars"])
         if name is not None:
             table = table.filter(pc.field("name") == name)
         return table.to_pandas()
 
     def events(self) -> pd.DataFrame:
         """What happened, in order: `step, epoch, name, subject, detail`."""
-        return self._read(TABLES["events"]).to_pandas()
+        return self.read_rows(TABLES["events"]).to_pandas()
 
     def roster(self) -> pd.DataFrame:
         """One row per sample, index `sample_id`: `label`, `true_label`, `group`."""
-        table = self._read(TABLES["roster"]).to_pandas()
+        table = self.read_rows(TABLES["roster"]).to_pandas()
         return table.drop_duplicates("sample_id", keep="first").set_index("sample_id").sort_index()
 
     def vectors(self) -> pd.DataFrame:
@@ -213,7 +213,7 @@ class Run:
             names.update(dict.fromkeys(self._open(part, table).schema_arrow.names))
         return list(names)
 
-    def _sample_tables(
+    def sample_tables(
         self,
         columns: Sequence[str] | None,
         *,
@@ -221,6 +221,20 @@ class Run:
         sample_ids: list[int] | None = None,
         epochs: list[int] | None = None,
     ) -> Iterator[pa.Table]:
+        """Rows of `samples` that count, as Arrow tables, one part at a time.
+
+        Args:
+            columns: Columns to read beside the keys and `step`; all by default.
+            repeats: Also return a sample's second and later rows of an epoch.
+            sample_ids: Keep these samples only; all by default.
+            epochs: Keep these epochs only; all by default.
+
+        Yields:
+            First an empty table that has the columns, then the rows.
+
+        Raises:
+            SchemaError: If a column is not one of the trace.
+        """
         spec = TABLES["samples"]
         for column in columns or ():
             if column not in spec.column_names and not column.startswith(BLOCK_PREFIX):
@@ -240,7 +254,8 @@ class Run:
             rows = self._live_rows(part, spec, wanted, ids)
             yield rows if condition is None else rows.filter(condition)
 
-    def _read(self, spec: Table) -> pa.Table:
+    def read_rows(self, spec: Table) -> pa.Table:
+        """All rows of a table that count, in the order of recording; for the small tables."""
         tables = _read_again_if_compacted(
             lambda: [self._live_rows(part, spec, None) for part in self.parts(spec.name)]
         )
