@@ -8,7 +8,6 @@ the rows twice for a while.
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -61,26 +60,21 @@ def deal(
         folder: Where the temporary files go.
 
     Returns:
-        The files, and the checksum of all rows.
+        The files that got rows, and the checksum of all rows.
     """
     paths = [folder / f".tmp-bucket-{i:06d}.arrow" for i in range(len(bounds) + 1)]
     checksum = 0
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with ExitStack() as stack:
-        files = [stack.enter_context(path.open("xb")) for path in paths]
-        writers = [
-            stack.enter_context(pa.ipc.new_stream(file, schema, options=options)) for file in files
-        ]
-        for table in tables:
-            rows = conform(table, schema)
-            checksum += row_checksum(rows)
-            ids = rows["sample_id"].to_numpy()
-            order = np.argsort(ids, kind="stable")
-            rows, cuts = rows.take(order), np.searchsorted(ids[order], bounds, "left")
-            for writer, piece in zip(writers, _pieces(rows, cuts), strict=True):
-                if piece.num_rows:
-                    writer.write_table(piece.combine_chunks())
-    return paths, checksum % 2**64
+    for table in tables:
+        rows = conform(table, schema)
+        checksum += row_checksum(rows)
+        ids = rows["sample_id"].to_numpy()
+        order = np.argsort(ids, kind="stable")
+        rows, cuts = rows.take(order), np.searchsorted(ids[order], bounds, "left")
+        for path, piece in zip(paths, _pieces(rows, cuts), strict=True):
+            if piece.num_rows:
+                with path.open("ab") as file:
+                    file.write(_encode_piece(piece))
+    return [path for path in paths if path.exists()], checksum % 2**64
 
 
 def _pieces(rows: pa.Table, cuts: np.ndarray) -> Iterator[pa.Table]:
@@ -89,11 +83,21 @@ def _pieces(rows: pa.Table, cuts: np.ndarray) -> Iterator[pa.Table]:
         yield rows.slice(first, end - first)
 
 
+def _encode_piece(rows: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_stream(sink, rows.schema, options=options) as stream:
+        stream.write_table(rows.combine_chunks())
+    return sink.getvalue()
+
+
 def sort_bucket(path: Path) -> pa.Table:
     """Rows of a bucket's temporary file, by sample, epoch and step."""
-    with path.open("rb") as file:
-        rows = pa.ipc.open_stream(file).read_all()
-    return rows.sort_by([(key, "ascending") for key in ORDER])
+    pieces = []
+    with pa.OSFile(str(path)) as file:
+        while file.tell() < file.size():
+            pieces.append(pa.ipc.open_stream(file).read_all())
+    return pa.concat_tables(pieces).sort_by([(key, "ascending") for key in ORDER])
 
 
 def write_bucket(
