@@ -121,15 +121,34 @@ def _is_deeper(content: object, levels: int) -> bool:
     return bool(layer)
 
 
-_DECODER_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError)
+_DECODER_ERRORS = (
+    pa.ArrowException,
+    TraceError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+)
 
 
 @contextlib.contextmanager
-def decoding(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder raises over a file into a `CorruptTraceError` that names it."""
+def decoding(path: Path, kind: str = "Parquet file") -> Iterator[None]:
+    """Turn whatever a decoder raises over a file into a `CorruptTraceError` that names it.
+
+    Args:
+        path: The file.
+        kind: What it should be.
+
+    Yields:
+        Nothing; decode within.
+
+    Raises:
+        CorruptTraceError: In place of what the decoder raised.
+    """
     try:
         yield
-    except TraceError:
+    except (SchemaError, CorruptTraceError):
         raise
     except MemoryError:
         raise CorruptTraceError(
@@ -138,41 +157,40 @@ def decoding(path: Path) -> Iterator[None]:
         ) from None
     except _DECODER_ERRORS as error:
         raise CorruptTraceError(
-            f"{path} is not a readable Parquet file: {type(error).__name__}: {error}."
+            f"{path} is not a {kind}: {type(error).__name__}: {error}."
         ) from None
 
 
-def open_parquet(source: Any, path: Path, *, texts: tuple[str, ...] = ()) -> pq.ParquetFile:
+def open_parquet(source: Any, *, texts: tuple[str, ...] = ()) -> pq.ParquetFile:
     """Open Parquet with checks of every page, no extension types and bounded footers.
 
     Args:
         source: A seekable binary file, or `pyarrow.BufferReader`.
-        path: The file's path, for messages.
         texts: Columns of text, which stay dictionaries until they have been measured.
 
     Returns:
         The opened file; only its footer has been decoded.
 
     Raises:
-        CorruptTraceError: If it is not Parquet, or its footer is larger than a trace's.
+        ValueError: If its footer is larger than a trace's. Other errors are the decoder's own; call
+            it within `decoding`.
     """
-    with decoding(path):
-        source.seek(0, os.SEEK_END)
-        size = source.tell()
-        source.seek(max(0, size - 8))
-        length = int.from_bytes(source.read(4), "little")
-        if length > min(MAX_FOOTER_BYTES, size):
-            raise CorruptTraceError(f"{path} claims a footer of {length} bytes, out of {size}.")
-        source.seek(0)
-        return pq.ParquetFile(
-            source,
-            read_dictionary=list(texts),
-            page_checksum_verification=True,
-            arrow_extensions_enabled=False,
-            thrift_string_size_limit=MAX_FOOTER_BYTES,
-            thrift_container_size_limit=MAX_ROW_GROUPS * MAX_COLUMNS // 16,
-            schema_depth_limit=4,
-        )
+    source.seek(0, os.SEEK_END)
+    size = source.tell()
+    source.seek(max(0, size - 8))
+    length = int.from_bytes(source.read(4), "little")
+    if length > min(MAX_FOOTER_BYTES, size):
+        raise ValueError(f"it claims a footer of {length} bytes, and has {size} in all")
+    source.seek(0)
+    return pq.ParquetFile(
+        source,
+        read_dictionary=list(texts),
+        page_checksum_verification=True,
+        arrow_extensions_enabled=False,
+        thrift_string_size_limit=MAX_FOOTER_BYTES,
+        thrift_container_size_limit=MAX_ROW_GROUPS * MAX_COLUMNS // 16,
+        schema_depth_limit=4,
+    )
 
 
 def check_footer(file: pq.ParquetFile, table: Table, path: Path) -> None:
@@ -215,12 +233,13 @@ def check_footer(file: pq.ParquetFile, table: Table, path: Path) -> None:
         )
 
 
-def check_size(file: pq.ParquetFile, path: Path) -> None:
+def check_size(file: pq.ParquetFile, path: Path, *, max_rows: int = MAX_ROWS) -> None:
     """Refuse a Parquet file whose footer promises more than a file of a trace can hold.
 
     Args:
         file: The file, of which nothing has been decoded but the footer.
         path: Its path, for the message.
+        max_rows: The most rows that a file of its kind holds.
 
     Raises:
         CorruptTraceError: If it promises too many rows, row groups, columns or bytes.
@@ -233,7 +252,7 @@ def check_size(file: pq.ParquetFile, path: Path) -> None:
         rows = [group.num_rows for group in groups]
         decoded = n_rows * sum(_width(field.type) for field in file.schema_arrow)
     for count, limit, what in (
-        (n_rows, MAX_ROWS, "rows"),
+        (n_rows, max_rows, "rows"),
         (n_groups, MAX_ROW_GROUPS, "row groups"),
         (metadata.num_columns, MAX_COLUMNS, "columns"),
         (sum(sizes), MAX_DECODED_BYTES, "bytes once decompressed"),

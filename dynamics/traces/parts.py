@@ -138,7 +138,9 @@ def open_part(
     """
     spec = TABLES[table]
     texts = tuple(c.name for c in spec.columns if pa.types.is_string(c.type))
-    file = open_parquet(_verified_file(part, verified), part.path, texts=texts)
+    source = _verified_file(part, verified)
+    with decoding(part.path):
+        file = open_parquet(source, texts=texts)
     check_footer(file, spec, part.path)
     return file
 
@@ -235,20 +237,33 @@ def read_part(
     Raises:
         CorruptTraceError: If they do not decode.
     """
-    known = [n for n in file.schema_arrow.names if n in spec.column_names or is_block(n, spec)]
-    wanted = known if columns is None else [name for name in columns if name in known]
     with decoding(path):
         groups = list(range(file.num_row_groups))
         if sample_ids is not None:
             groups = [g for g in groups if _may_hold(file, g, sample_ids)]
-        rows = file.read_row_groups(groups, columns=wanted)
-        rows = texts_as_strings(rows, path).replace_schema_metadata(None)
-        rows.validate(full=True)
+    rows = _read_groups(file, spec, path, groups, columns)
     for name in columns or ():
         if name not in rows.column_names:
             kind = pa.float32() if is_block(name, spec) else spec.schema().field(name).type
             rows = rows.append_column(name, pa.nulls(rows.num_rows, kind))
     return rows if columns is None else rows.select(list(columns))
+
+
+def read_group(file: pq.ParquetFile, spec: Table, path: Path, group: int) -> pa.Table:
+    """Rows of one row group of an opened part, as `read_part` returns them."""
+    return _read_groups(file, spec, path, [group], None)
+
+
+def _read_groups(
+    file: pq.ParquetFile, spec: Table, path: Path, groups: list[int], columns: Sequence[str] | None
+) -> pa.Table:
+    known = [n for n in file.schema_arrow.names if n in spec.column_names or is_block(n, spec)]
+    wanted = known if columns is None else [name for name in columns if name in known]
+    with decoding(path):
+        rows = file.read_row_groups(groups, columns=wanted)
+        rows = texts_as_strings(rows, path).replace_schema_metadata(None)
+        rows.validate(full=True)
+    return rows
 
 
 def is_block(name: str, spec: Table) -> bool:

@@ -131,18 +131,34 @@ def read_attempts(folder: Path) -> list[Attempt]:
     Raises:
         SchemaError: If an attempt's file does not have the fields of an attempt.
     """
-    attempts = []
-    for path in sorted((folder / "attempts").glob("attempt-*.json")):
-        content = read_json(path)
-        try:
-            attempt = Attempt(**content)
-            numbers = (attempt.attempt, attempt.from_step, attempt.from_epoch, attempt.world_size)
-            if not all(type(number) is int and abs(number) < 2**62 for number in numbers):
-                raise TypeError("its attempt, step, epoch and world size must be whole numbers")
-        except TypeError as error:
-            raise SchemaError(f"{path} is not the record of an attempt: {error}.") from None
-        attempts.append(attempt)
+    paths = (folder / "attempts").glob("attempt-*.json")
+    attempts = [read_attempt(path) for path in paths if _ATTEMPT_NAME.fullmatch(path.name)]
     return sorted(attempts, key=lambda attempt: attempt.attempt)
+
+
+def read_attempt(path: Path) -> Attempt:
+    """The record of one attempt.
+
+    Args:
+        path: Its file.
+
+    Returns:
+        The attempt.
+
+    Raises:
+        SchemaError: If the file does not have the fields of an attempt.
+    """
+    content = read_json(path)
+    try:
+        attempt = Attempt(**content)
+        numbers = (attempt.attempt, attempt.from_step, attempt.from_epoch, attempt.world_size)
+        if not all(type(number) is int and abs(number) < 2**62 for number in numbers):
+            raise TypeError("its attempt, step, epoch and world size must be whole numbers")
+        if path.name != f"attempt-{attempt.attempt:04d}.json":
+            raise TypeError(f"it calls itself attempt {attempt.attempt}")
+    except TypeError as error:
+        raise SchemaError(f"{path} is not the record of an attempt: {error}.") from None
+    return attempt
 
 
 def fences_over(number: int, attempts: Sequence[Attempt]) -> list[tuple[int, int]]:
