@@ -41,7 +41,7 @@ def continue_run(path, rng, sample_ids, done, *, first=False, ranks=(1,), steps_
         epoch, turn = divmod(step, steps_per_epoch)
         order = np.random.default_rng(epoch).permutation(sample_ids)
         batch = order[turn::steps_per_epoch]
-        if rng.random() < 0.2 and world == 1:
+        if rng.random() < 0.2:
             batch = np.concatenate([batch, order[:1]])  # seen again within the epoch
         for rank, writer in enumerate(writers):
             ids = batch[rank::world]

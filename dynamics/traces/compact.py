@@ -26,15 +26,14 @@ from dynamics.traces.buckets import (
     write_bucket,
 )
 from dynamics.traces.errors import CorruptTraceError, TraceError
-from dynamics.traces.layout import sync_folder, write_durably
+from dynamics.traces.layout import sync_folder
 from dynamics.traces.manifest import (
     COMPACTED,
-    MANIFEST_FILE,
     Bucket,
     Manifest,
-    encode_manifest,
     list_versions,
     read_manifest,
+    write_manifest,
 )
 from dynamics.traces.parts import Part, open_part, read_part, replaced_path, verify_part
 from dynamics.traces.reader import Run, open_run
@@ -131,7 +130,7 @@ def _build(
                 replaces[replaced_path(run.path, part)] = open_part(part, table).metadata.num_rows
     made = _small_tables(run, folder, attempt) + _sample_buckets(run, folder, attempt, progress)
     manifest = Manifest(folder, attempt, tuple(made), replaces, before.lost if before else ())
-    write_durably(folder, MANIFEST_FILE, encode_manifest(manifest))
+    write_manifest(manifest)
     return manifest
 
 

@@ -44,5 +44,6 @@ def findings_table(run: Path, findings: Iterable[Finding]) -> pd.DataFrame:
         inside = found.file.is_relative_to(run)
         file = found.file.relative_to(run).as_posix() if inside else str(found.file)
         names = {"severity": found.severity.name, "file": file}
+        names["what"] = found.what.removeprefix(f"{found.file} ")
         rows.append({"run": run.name} | asdict(found) | names)
     return pd.DataFrame(rows, columns=["run", "severity", "file", "what", "mend"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dynamics.traces.findings import Finding, Severity
 from dynamics.traces.layout import RUN_FILE, PartName
-from dynamics.traces.manifest import COMPACTED, MANIFEST_FILE
+from dynamics.traces.manifest import COMPACTED, MANIFEST_COPY, MANIFEST_FILE
 from dynamics.traces.schema import TABLES
 from dynamics.traces.vectors import VECTORS, parse_vector_name
 
@@ -77,7 +77,7 @@ def _belongs(where: Path) -> bool:
         case ("vectors", rank, name) if _RANK.fullmatch(rank):
             return parse_vector_name(Path(name)) is not None
         case ("compacted", version, name) if _VERSION.fullmatch(version):
-            return name == MANIFEST_FILE
+            return name in {MANIFEST_FILE, MANIFEST_COPY}
         case ("compacted", version, table, name) if _VERSION.fullmatch(version):
             return table in TABLES and PartName.parse(name) is not None
     return False

@@ -72,7 +72,7 @@ def open_regular(path: Path, max_bytes: int = MAX_FILE_BYTES) -> BinaryIO:
 def read_regular(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Bytes of a file, under the conditions of `open_regular`."""
     with open_regular(path, max_bytes) as file:
-        return file.read(max_bytes + 1)
+        return file.read(os.fstat(file.fileno()).st_size)
 
 
 def parse_json(data: bytes, where: object) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dynamics.traces.errors import CorruptTraceError, SchemaError, TraceError
-from dynamics.traces.layout import PartName
+from dynamics.traces.layout import PartName, write_durably
 from dynamics.traces.limits import MAX_JSON_BYTES, parse_json, read_regular
 from dynamics.traces.schema import SCHEMA_VERSION, TABLES, check_schema_version
 
 COMPACTED = "compacted"
 MANIFEST_FILE = "manifest.json"
+MANIFEST_COPY = "manifest.copy.json"
 _VERSION = re.compile(r"v(\d{4,9})")
 _RANK = re.compile(r"rank-\d{5,9}")
 
@@ -99,18 +100,14 @@ def read_manifest(run: Path) -> Manifest | None:
         return None
     path = versions[-1][1] / MANIFEST_FILE
     try:
-        content = parse_json(read_regular(path, MAX_JSON_BYTES), path)
-        check_schema_version(content.get("schema_version"), str(path))
-        if content.pop("content_hash", None) != _hash(content):
-            raise CorruptTraceError(f"{path} does not hold what was written to it.")
-        return _parse(path.parent, content)
+        return decode_manifest(read_regular(path, MAX_JSON_BYTES), path)
     except FileNotFoundError:
         if not path.parent.exists():  # a newer version has just replaced it
             return read_manifest(run)
         raise CorruptTraceError(_mend(f"{path} is missing.", run)) from None
     except SchemaError:
         raise
-    except (TraceError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except TraceError as error:
         raise CorruptTraceError(_mend(f"{path} is damaged: {error}", run)) from None
 
 
@@ -128,6 +125,36 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "replaces": dict(sorted(manifest.replaces.items())),
     }
     return json.dumps({"content_hash": _hash(content), **content}, indent=1).encode()
+
+
+def write_manifest(manifest: Manifest) -> None:
+    """Write a manifest into its folder, durably, and a copy that only `repair` reads."""
+    data = encode_manifest(manifest)
+    write_durably(manifest.folder, MANIFEST_FILE, data)
+    write_durably(manifest.folder, MANIFEST_COPY, data)
+
+
+def decode_manifest(data: bytes, path: Path) -> Manifest:
+    """A manifest from the bytes of its file.
+
+    Args:
+        data: The bytes.
+        path: The file that they are from.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        TraceError: If they are not those written.
+    """
+    content = parse_json(data, path)
+    check_schema_version(content.get("schema_version"), str(path))
+    if content.pop("content_hash", None) != _hash(content):
+        raise TraceError(f"{path} does not hold what was written to it.")
+    try:
+        return _parse(path.parent, content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise TraceError(f"{path} is not a manifest: {error}.") from None
 
 
 def _hash(content: Mapping[str, Any]) -> str:

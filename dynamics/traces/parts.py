@@ -201,7 +201,7 @@ def _verified_file(part: Part, verified: Verified | None) -> Any:
     stamp = (state.st_size, state.st_mtime_ns, state.st_ino)
     if verified is not None and verified.get(part.path) == stamp:
         return _ReadOnDemand(file)
-    with file:
+    with file, decoding(part.path):
         data = file.read()
     found = content_hash(data)
     if found != part.name.content_hash:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from dynamics.traces.errors import CorruptTraceError, SchemaError, TraceError
 from dynamics.traces.layout import RUN_FILE, nothing_there, read_json
+from dynamics.traces.occurrence import number_across_ranks
 from dynamics.traces.parts import (
     Part,
     PartGoneError,
@@ -77,8 +78,11 @@ class Run:
         if not self.attempts:
             return False
         last = self.attempts[-1]
-        ends = list((self.path / "end").glob(f"attempt-{last.attempt:04d}-rank-*.json"))
-        return len(ends) == last.world_size
+        ends = (
+            self.path / "end" / f"attempt-{last.attempt:04d}-rank-{rank:05d}.json"
+            for rank in range(last.world_size)
+        )
+        return all(end.is_file() for end in ends)
 
     def samples(
         self,
@@ -241,18 +245,27 @@ class Run:
                 raise SchemaError(unknown_column(column, spec))
         keys = ["step", "epoch", "sample_id", "occurrence"]
         wanted = None if columns is None else [*dict.fromkeys([*keys, *columns])]
-        condition = None if repeats else pc.field("occurrence") == 0
+        condition = None
         for name, allowed in (("sample_id", sample_ids), ("epoch", epochs)):
             if allowed is not None:
                 is_in = pc.field(name).isin(allowed)
                 condition = is_in if condition is None else condition & is_in
         yield spec.schema().empty_table() if wanted is None else _empty(spec, wanted)
         ids = None if sample_ids is None else np.unique(np.asarray(sample_ids, dtype=np.int64))
-        for part in self.parts("samples"):
-            if ids is not None and part.sample_range and not any_within(ids, *part.sample_range):
-                continue
+        parts = [
+            part
+            for part in self.parts("samples")
+            if ids is None or part.sample_range is None or any_within(ids, *part.sample_range)
+        ]
+
+        def read(part: Part) -> pa.Table:
             rows = self._live_rows(part, spec, wanted, ids)
-            yield rows if condition is None else rows.filter(condition)
+            return rows if condition is None else rows.filter(condition)
+
+        several = any(attempt.world_size > 1 for attempt in self.attempts)
+        tables = number_across_ranks(parts, read, self._open) if several else map(read, parts)
+        for rows in tables:
+            yield rows if repeats else rows.filter(pc.field("occurrence") == 0)
 
     def read_rows(self, spec: Table) -> pa.Table:
         """All rows of a table that count, in the order of recording; for the small tables."""
@@ -280,7 +293,7 @@ class Run:
                 table = table.filter((step < from_step) | at_fence)
         return table
 
-    def _open(self, part: Part, table: str) -> pq.ParquetFile:
+    def _open(self, part: Part, table: str = "samples") -> pq.ParquetFile:
         return open_part(part, table, verified=self._verified)
 
     def _check_attempt(self, part: Part) -> None:

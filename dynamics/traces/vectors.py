@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynamics.traces.errors import CorruptTraceError, SchemaError
-from dynamics.traces.layout import content_hash, write_durably
+from dynamics.traces.layout import content_hash
 from dynamics.traces.limits import (
     MAX_DECODED_BYTES,
     check_size,
@@ -76,32 +76,28 @@ def encode_vector(values: Mapping[str, np.ndarray]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def write_vector(
-    folder: Path, name: str, data: bytes, *, attempt: int, rank: int, step: int, epoch: int
-) -> None:
-    """Write an encoded vector into a run.
+def vector_file_name(name: str, data: bytes, *, attempt: int, step: int, epoch: int) -> str:
+    """The file name of an encoded vector.
 
     Args:
-        folder: Folder of the run.
         name: What it is: lower-case letters, digits and `_`.
         data: What `encode_vector` returned.
         attempt: Attempt that writes.
-        rank: Rank that writes.
         step: Optimiser updates so far.
         epoch: Epoch in progress or just ended.
 
+    Returns:
+        The name, within the folder of the writer's rank.
+
     Raises:
-        SchemaError: If the name is not of that form.
+        SchemaError: If the vector's name is not of that form.
     """
     if not _NAME.fullmatch(name):
         raise SchemaError(
             f"{name!r} cannot be the name of a vector: use lower-case letters, digits and '_', "
             "starting with a letter, at most 64."
         )
-    place = folder / VECTORS / f"rank-{rank:05d}"
-    place.mkdir(parents=True, exist_ok=True)
-    file = f"{name}-{attempt:04d}-{step}-epoch{epoch}-{content_hash(data)}.parquet"
-    write_durably(place, file, data)
+    return f"{name}-{attempt:04d}-{step}-epoch{epoch}-{content_hash(data)}.parquet"
 
 
 def list_vectors(folder: Path) -> list[VectorFile]:
@@ -139,7 +135,8 @@ def read_vector(file: VectorFile) -> dict[str, np.ndarray]:
     Raises:
         CorruptTraceError: If the file is damaged.
     """
-    data = read_regular(file.path)
+    with decoding(file.path, "vector's file"):
+        data = read_regular(file.path)
     if content_hash(data) != file.content_hash:
         raise CorruptTraceError(
             f"{file.path} is damaged: its bytes do not hash to {file.content_hash}. Restore the "

@@ -6,7 +6,7 @@ end recorded them, no key twice, and which samples an epoch lacks. Nothing is ch
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,26 @@ import pandas as pd
 
 from dynamics.traces.completeness import Gap, SeenKeys
 from dynamics.traces.errors import TraceError
+from dynamics.traces.file_counts import check_ends, check_sequences
 from dynamics.traces.findings import Finding, Severity, findings_table
-from dynamics.traces.inventory import ATTEMPT_FILE, END_FILE, take_stock
-from dynamics.traces.layout import RUN_FILE, STUDY_FILE, PartName, nothing_there, read_json
+from dynamics.traces.inventory import take_stock
+from dynamics.traces.layout import RUN_FILE, STUDY_FILE, nothing_there
 from dynamics.traces.manifest import Manifest, read_manifest
 from dynamics.traces.part_checks import CheckedPart, check_part
 from dynamics.traces.parts import list_parts, replaced_path, stored_parts
 from dynamics.traces.reader import Run
-from dynamics.traces.resume import Attempt, fences_over, read_attempt
-from dynamics.traces.schema import TABLES, check_schema_version
+from dynamics.traces.record_checks import (
+    REPAIR,
+    check_attempts,
+    check_run_file,
+    check_vectors,
+    readable_attempts,
+)
+from dynamics.traces.resume import Attempt, fences_over
+from dynamics.traces.schema import TABLES
 from dynamics.traces.study import Study
-from dynamics.traces.vectors import list_vectors, read_vector
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-_REPAIR = "`dynamics repair` says what can and cannot be rebuilt; or restore it from a copy."
 
 
 def verify(path: str | Path, *, progress: Progress = iter) -> pd.DataFrame:
@@ -87,8 +93,9 @@ def find_in_run(run: Path, progress: Progress = iter) -> Iterator[Finding]:
         The findings.
     """
     yield from take_stock(run)
-    yield from _check_run_file(run)
-    attempts = yield from check_attempts(run)
+    yield from check_run_file(run)
+    yield from check_attempts(run)
+    attempts = readable_attempts(run)
     manifest, broken = _manifest_or_finding(run)
     yield from broken
     if broken:
@@ -99,55 +106,20 @@ def find_in_run(run: Path, progress: Progress = iter) -> Iterator[Finding]:
         done = check_part(part, table)
         checked.append(_forget_dead_keys(done, attempts))
         yield from done.findings
-    yield from _check_sequences(run, checked, manifest)
-    yield from _check_ends(run, checked, manifest)
+    rows = {done.part.path: done.n_rows for done in checked}
+    yield from check_sequences(run)
+    yield from check_ends(run, rows)
     yield from _check_attempts_of_parts(checked, attempts)
     yield from _check_keys(run, checked, attempts)
-    yield from _check_vectors(run)
+    yield from check_vectors(run)
     yield from _check_leftovers(run, manifest)
-
-
-def _check_run_file(run: Path) -> Iterator[Finding]:
-    try:
-        info = read_json(run / RUN_FILE)
-        check_schema_version(info.get("schema_version"), str(run / RUN_FILE))
-    except TraceError as error:
-        yield Finding(Severity.damage, run / RUN_FILE, str(error), _REPAIR)
-
-
-def check_attempts(run: Path) -> Generator[Finding, None, list[Attempt]]:
-    """Check the records of attempts.
-
-    Args:
-        run: Folder of the run.
-
-    Yields:
-        A finding for each that is unreadable or missing.
-
-    Returns:
-        Those that are readable, oldest first.
-    """
-    attempts: dict[int, Attempt] = {}
-    folder = run / "attempts"
-    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    numbers = [int(m[1]) for m in map(ATTEMPT_FILE.fullmatch, names) if m]
-    for number in numbers:
-        path = folder / f"attempt-{number:04d}.json"
-        try:
-            attempts[number] = read_attempt(path)
-        except TraceError as error:
-            yield Finding(Severity.damage, path, str(error), _REPAIR)
-    for number in sorted({*range(max(numbers, default=0))} - {*numbers}):
-        path = folder / f"attempt-{number:04d}.json"
-        yield Finding(Severity.damage, path, "missing, though later attempts exist.", _REPAIR)
-    return [attempts[number] for number in sorted(attempts)]
 
 
 def _manifest_or_finding(run: Path) -> tuple[Manifest | None, list[Finding]]:
     try:
         return read_manifest(run), []
     except TraceError as error:
-        return None, [Finding(Severity.damage, run / "compacted", str(error), _REPAIR)]
+        return None, [Finding(Severity.damage, run / "compacted", str(error), REPAIR)]
 
 
 def _forget_dead_keys(checked: CheckedPart, attempts: list[Attempt]) -> CheckedPart:
@@ -159,69 +131,6 @@ def _forget_dead_keys(checked: CheckedPart, attempts: list[Attempt]) -> CheckedP
     return checked
 
 
-def _rank(path: str | Path) -> str:
-    return Path(path).parent.name
-
-
-def _files(run: Path, checked: list[CheckedPart], manifest: Manifest | None) -> dict[str, int]:
-    """Rows of every part that was ever committed, by path; −1 where they cannot be read."""
-    files = dict(manifest.replaces) if manifest else {}
-    for done in checked:
-        if _rank(done.part.path).startswith("rank-"):
-            files[replaced_path(run, done.part)] = done.n_rows
-    return files
-
-
-def _check_sequences(
-    run: Path, checked: list[CheckedPart], manifest: Manifest | None
-) -> Iterator[Finding]:
-    sequences = defaultdict(list)
-    for path in _files(run, checked, manifest):
-        name = PartName.parse(Path(path).name)
-        if name:
-            sequences[(run / path).parent, name.attempt].append(name.sequence)
-    for (folder, attempt), found in sorted(sequences.items()):
-        missing = sorted({*range(max(found))} - {*found})
-        if missing:
-            what = f"attempt {attempt} lacks its parts {', '.join(map(str, missing[:8]))}" + (
-                f" and {len(missing) - 8} more." if len(missing) > 8 else "."
-            )
-            yield Finding(Severity.damage, folder, what, "Restore them from a copy.")
-        if len(found) != len(set(found)):
-            what = f"attempt {attempt} has two parts of one sequence number."
-            yield Finding(Severity.finding, folder, what, "Two writers may have been at work.")
-
-
-def _check_ends(
-    run: Path, checked: list[CheckedPart], manifest: Manifest | None
-) -> Iterator[Finding]:
-    counts: dict[tuple[int, str, str], list[int]] = defaultdict(list)
-    for file, n in _files(run, checked, manifest).items():
-        name = PartName.parse(Path(file).name)
-        if name:
-            counts[name.attempt, _rank(file), file.partition("/")[0]].append(n)
-    folder = run / "end"
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        match = END_FILE.fullmatch(path.name)
-        if match is None or path.is_symlink():
-            continue
-        try:
-            tables = read_json(path)["tables"]
-            promised = {t: (tables[t]["parts"], tables[t]["rows"]) for t in TABLES if t in tables}
-        except (TraceError, KeyError, TypeError) as error:
-            what = f"not the record of a clean end: {error}"
-            yield Finding(Severity.damage, path, what, _REPAIR)
-            continue
-        for table, (n_parts, n_rows) in promised.items():
-            rows = counts[int(match[1]), f"rank-{match[2]}", table]
-            if n_parts != len(rows) or (n_rows != sum(rows) and min(rows, default=0) >= 0):
-                what = (
-                    f"says {n_parts} parts with {n_rows} rows of `{table}`, and there are "
-                    f"{len(rows)} with {sum(rows)}."
-                )
-                yield Finding(Severity.damage, path, what, "Restore the missing parts from a copy.")
-
-
 def _check_attempts_of_parts(
     checked: list[CheckedPart], attempts: list[Attempt]
 ) -> Iterator[Finding]:
@@ -230,7 +139,7 @@ def _check_attempts_of_parts(
         name = done.part.name
         if name.attempt not in known:
             what = f"there is no readable record of attempt {name.attempt}, which wrote it."
-            yield Finding(Severity.damage, done.part.path, what, _REPAIR)
+            yield Finding(Severity.damage, done.part.path, what, REPAIR)
         elif done.table == "samples" and not done.part.sample_range:
             from_step = known[name.attempt].from_step
             if name.first_step < from_step:
@@ -247,7 +156,7 @@ def _check_keys(
     by_rank = defaultdict(list)
     for done in checked:
         if done.table == "samples" and done.keys:
-            by_rank["" if alone else _rank(done.part.path)].append(done)
+            by_rank["" if alone else done.part.path.parent.name].append(done)
     for parts in by_rank.values():
         for done in parts:
             keys = [done.keys[name] for name in ("epoch", "sample_id", "occurrence")]
@@ -290,14 +199,6 @@ def _ended_cleanly(run: Path) -> bool:
         return Run(run).ended_cleanly
     except TraceError:
         return False
-
-
-def _check_vectors(run: Path) -> Iterator[Finding]:
-    for file in list_vectors(run):
-        try:
-            read_vector(file)
-        except (TraceError, OSError) as error:
-            yield Finding(Severity.damage, file.path, str(error), _REPAIR)
 
 
 def _check_leftovers(run: Path, manifest: Manifest | None) -> Iterator[Finding]:

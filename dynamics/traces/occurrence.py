@@ -1,0 +1,157 @@
+"""How often a sample has been seen before in its epoch, and which row counts.
+
+Of the rows of one (epoch, sample), the one of the lowest step is occurrence 0, and at one step that
+of the lowest rank. A writer sees the rows of its own rank only, so what it stores is right where
+one process trained. `DistributedSampler` pads with samples that another rank sees too, so where
+several trained, readers number again.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dynamics.traces.parts import Part
+from dynamics.traces.rows import replace_column
+from dynamics.traces.schema import Status
+
+_RANK_FOLDER = re.compile(r"rank-(\d+)")
+_BEFORE_ALL, _AFTER_ALL = -(2**31), 2**31
+
+
+class OccurrenceCounter:
+    """Counts, within an epoch, how often each sample has been seen before.
+
+    Holds 16 bytes for each sample of the epoch. One call costs O(n log n) for its n rows, and one
+    pass over the samples seen in the epoch before.
+    """
+
+    def __init__(self) -> None:
+        self._epoch: int | None = None
+        self._ids = np.empty(0, dtype=np.int64)
+        self._counts = np.empty(0, dtype=np.int64)
+
+    def count(self, epoch: int, sample_ids: np.ndarray) -> np.ndarray:
+        """Number of earlier rows of the same sample in this epoch, for each row in order."""
+        order = np.argsort(sample_ids, kind="stable")
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = self.count_sorted(epoch, np.asarray(sample_ids)[order])
+        return rank
+
+    def count_sorted(self, epoch: int, sample_ids: np.ndarray) -> np.ndarray:
+        """The same for samples in ascending order."""
+        if epoch != self._epoch:
+            self._epoch, self._ids, self._counts = epoch, self._ids[:0], self._counts[:0]
+        starts = _group_starts(sample_ids)
+        unique, counts = sample_ids[starts], np.diff(starts, append=len(sample_ids))
+        at = np.searchsorted(self._ids, unique)
+        known = at < len(self._ids)
+        known[known] = self._ids[at[known]] == unique[known]
+        before = np.zeros(len(unique), dtype=np.int64)
+        before[known] = self._counts[at[known]]
+        more = self._counts.copy()  # not in place: `copy.copy` of a counter must stay as it is
+        more[at[known]] += counts[known]
+        self._ids = np.insert(self._ids, at[~known], unique[~known])
+        self._counts = np.insert(more, at[~known], counts[~known])
+        return np.arange(len(sample_ids)) + np.repeat(before - starts, counts)
+
+
+def number_within_rank(samples: pa.Table, counter: OccurrenceCounter) -> pa.Table:
+    """Number the rows that one rank is about to write.
+
+    Args:
+        samples: Rows of `samples`, in the order in which they were taken.
+        counter: What that rank has seen before in the epoch that goes on.
+
+    Returns:
+        The rows ordered by epoch, sample and step, with `occurrence`, and `REPEAT` in `status`.
+    """
+    samples = samples.sort_by([(key, "ascending") for key in ("epoch", "sample_id", "step")])
+    epochs, ids = samples["epoch"].to_numpy(), samples["sample_id"].to_numpy()
+    bounds = [*_group_starts(epochs), len(epochs)]
+    found = [counter.count_sorted(int(epochs[a]), ids[a:b]) for a, b in itertools.pairwise(bounds)]
+    return _set_occurrence(samples, np.concatenate([*found, np.empty(0, np.int64)]))
+
+
+def number_across_ranks(
+    parts: Sequence[Part],
+    read: Callable[[Part], pa.Table],
+    open_file: Callable[[Part], pq.ParquetFile],
+) -> Iterator[pa.Table]:
+    """Number the rows of all ranks, in the order of step, rank and what the rank itself counted.
+
+    Opens every part twice: first for the epochs that it holds, then for its rows. Memory is that of
+    the rows of the epochs in flight, of all ranks.
+
+    Args:
+        parts: Parts of `samples`, in any order.
+        read: Rows of a part that count, with at least `step, epoch, sample_id, occurrence`.
+        open_file: Opens a part.
+
+    Yields:
+        Rows of whole epochs, epochs ascending, each ordered by sample and occurrence. Before them,
+        of each bucket of a compacted run, the rows of epochs that no part goes on with; they were
+        numbered when the bucket was written.
+    """
+    recorded = [part for part in parts if part.sample_range is None]
+    firsts = sorted((_first_epoch(open_file(part)), str(part.path), part) for part in recorded)
+    going_on = firsts[0][0] if firsts else _AFTER_ALL
+    waiting: list[pa.Table] = []
+    for bucket in (part for part in parts if part.sample_range is not None):
+        rows = read(bucket)
+        yield rows.filter(pc.field("epoch") < going_on)
+        rest = rows.filter(pc.field("epoch") >= going_on)
+        waiting.append(
+            rest.append_column("rank", pa.nulls(rest.num_rows, pa.int32()).fill_null(-1))
+        )
+    for i, (first, _, part) in enumerate(firsts):
+        rows = read(part)
+        rank = pa.repeat(pa.scalar(_rank(part), pa.int32()), rows.num_rows)
+        waiting.append(rows.append_column("rank", rank))
+        # All that waits is of epoch `first` or after it, all that comes of `following` or after.
+        following = firsts[i + 1][0] if i + 1 < len(firsts) else _AFTER_ALL
+        if first < following:
+            table = pa.concat_tables(waiting, promote_options="default")
+            yield _number(table.filter(pc.field("epoch") < following))
+            waiting = [table.filter(pc.field("epoch") >= following)]
+
+
+def _first_epoch(file: pq.ParquetFile) -> int:
+    at = file.schema_arrow.names.index("epoch")
+    groups = [file.metadata.row_group(i).column(at) for i in range(file.metadata.num_row_groups)]
+    known = all(group.is_stats_set and group.statistics.has_min_max for group in groups)
+    return min((g.statistics.min for g in groups), default=0) if known else _BEFORE_ALL
+
+
+def _rank(part: Part) -> int:
+    match = _RANK_FOLDER.fullmatch(part.path.parent.name)
+    return 0 if match is None else int(match[1])
+
+
+def _number(rows: pa.Table) -> pa.Table:
+    keys = ("epoch", "sample_id", "step", "rank", "occurrence")
+    rows = rows.sort_by([(key, "ascending") for key in keys]).drop_columns("rank")
+    starts = _group_starts(rows["epoch"].to_numpy(), rows["sample_id"].to_numpy())
+    sizes = np.diff(starts, append=rows.num_rows)
+    return _set_occurrence(rows, np.arange(rows.num_rows) - np.repeat(starts, sizes))
+
+
+def _set_occurrence(samples: pa.Table, occurrence: np.ndarray) -> pa.Table:
+    if "status" in samples.column_names:
+        status = samples["status"].to_numpy() & ~int(Status.REPEAT)
+        status |= np.where(occurrence > 0, np.int32(Status.REPEAT), np.int32(0))
+        samples = replace_column(samples, "status", pa.array(status))
+    return replace_column(samples, "occurrence", pa.array(occurrence.astype(np.int32)))
+
+
+def _group_starts(*sorted_keys: np.ndarray) -> np.ndarray:
+    """Where a new combination of keys begins."""
+    new = np.zeros(len(sorted_keys[0]), dtype=bool)
+    new[:1] = True
+    for key in sorted_keys:
+        new[1:] |= key[1:] != key[:-1]
+    return np.flatnonzero(new)
