@@ -70,20 +70,19 @@ class SeenKeys:
         """
         if not len(epoch):
             return
-        self._admit(sample_id)
         order = np.argsort(epoch, kind="stable")
         epoch, sample_id, occurrence = epoch[order], sample_id[order], occurrence[order]
-        slots = np.searchsorted(self._ids, sample_id)
+        slots = self._slots(sample_id)
         epochs, starts = np.unique(epoch, return_index=True)
         for e, first, end in zip(epochs.tolist(), starts, [*starts[1:], len(epoch)], strict=True):
             repeats = occurrence[first:end] > 0
             at = slots[first:end][~repeats]
             seen = self._seen.setdefault(e, np.zeros(len(self._ids), dtype=np.uint8))
-            unique, counts = np.unique(at, return_counts=True)
-            twice = unique[(counts > 1) | (seen[unique] & _SEEN_BY_RANK != 0)]
+            at = np.sort(at)
+            twice = np.r_[at[1:][at[1:] == at[:-1]], at[seen[at] & _SEEN_BY_RANK != 0]]
             if len(twice):
-                yield _twice(e, self._ids[twice])
-            seen[unique] |= _SEEN | _SEEN_BY_RANK
+                yield _twice(e, self._ids[np.unique(twice)])
+            seen[at] = _SEEN | _SEEN_BY_RANK
             self._n_repeats[e] = self._n_repeats.get(e, 0) + int(repeats.sum())
             keys = [column[first:end][repeats] for column in (epoch, sample_id, occurrence)]
             self._repeats.append(np.stack(keys, axis=1).astype(np.int64))
@@ -103,17 +102,20 @@ class SeenKeys:
         for seen in self._seen.values():
             seen &= _SEEN
 
-    def _admit(self, sample_id: np.ndarray) -> None:
-        unique = np.unique(sample_id)
-        new = np.setdiff1d(unique, self._ids, assume_unique=True)
-        if not len(new):
-            return
-        ids = np.union1d(self._ids, new)
+    def _slots(self, sample_id: np.ndarray) -> np.ndarray:
+        """Places of the samples among all ids, new ones admitted."""
+        slots = np.searchsorted(self._ids, sample_id)
+        known = slots < len(self._ids)
+        known[known] = self._ids[slots[known]] == sample_id[known]
+        if known.all():
+            return slots
+        ids = np.union1d(self._ids, sample_id[~known])
         at = np.searchsorted(ids, self._ids)
         for e, seen in self._seen.items():
             self._seen[e] = np.zeros(len(ids), dtype=np.uint8)
             self._seen[e][at] = seen
         self._ids = ids
+        return np.searchsorted(ids, sample_id)
 
     @property
     def epochs(self) -> list[int]:

@@ -59,7 +59,12 @@ def _record(run: Path, path: Path, why: str, lost: str, *, move: bool) -> dict[s
             break
         target = run / SET_ASIDE / f"{where}.{number}"
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    record = {"file": where, "why": why.removeprefix(f"{path} "), "lost": lost, "set_aside_utc": now}
+    record = {
+        "file": where,
+        "why": why.removeprefix(f"{path} "),
+        "lost": lost,
+        "set_aside_utc": now,
+    }
     target.parent.mkdir(parents=True, exist_ok=True)
     write_durably(target.parent, target.name + RECORD_SUFFIX, json.dumps(record, indent=1).encode())
     if move and path.exists():
