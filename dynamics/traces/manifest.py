@@ -148,9 +148,9 @@ def decode_manifest(data: bytes, path: Path) -> Manifest:
         TraceError: If they are not those written.
     """
     content = parse_json(data, path)
-    check_schema_version(content.get("schema_version"), str(path))
     if content.pop("content_hash", None) != _hash(content):
         raise TraceError(f"{path} does not hold what was written to it.")
+    check_schema_version(content.get("schema_version"), str(path))
     try:
         return _parse(path.parent, content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
