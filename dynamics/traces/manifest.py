@@ -134,6 +134,15 @@ def write_manifest(manifest: Manifest) -> None:
     write_durably(manifest.folder, MANIFEST_COPY, data)
 
 
+def copy_is_sound(manifest: Manifest) -> bool:
+    """Whether the copy of a manifest holds the same."""
+    try:
+        data = read_regular(manifest.folder / MANIFEST_COPY, MAX_JSON_BYTES)
+    except (TraceError, OSError):
+        return False
+    return data == encode_manifest(manifest)
+
+
 def decode_manifest(data: bytes, path: Path) -> Manifest:
     """A manifest from the bytes of its file.
 
