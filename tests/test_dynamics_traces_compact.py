@@ -72,7 +72,8 @@ def small_run(tmp_path_factory):
     return run.path
 
 
-@pytest.mark.parametrize("dies", [False, True], ids=["call fails", "process dies"])
+@pytest.mark.crash
+@pytest.mark.parametrize("dies", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_interrupted_at_any_call_no_row_is_lost_or_doubled(small_run, tmp_path, dies):
     before = everything(small_run)
     for n in range(1, 2000):

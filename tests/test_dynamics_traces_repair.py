@@ -203,7 +203,8 @@ def test_everything_broken_at_once_still_leaves_a_run_that_opens(run):
     assert open_run(run).samples().empty
 
 
-@pytest.mark.parametrize("dies", [False, True], ids=["call fails", "process dies"])
+@pytest.mark.crash
+@pytest.mark.parametrize("dies", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_repair_interrupted_at_any_call_loses_nothing_and_can_be_repeated(
     recorded, tmp_path, dies
 ):
@@ -222,7 +223,8 @@ def test_a_repair_interrupted_at_any_call_loses_nothing_and_can_be_repeated(
         with fault_at(n, dies=dies) as faults, contextlib.suppress(OSError, TraceError, Killed):
             repair(path)
         assert contents(path) == contents(spoiled)
-        repaired(path)
+        repair(path)
+        assert contents(path) == contents(spoiled)
         assert open_run(path).samples().equals(after)
         shutil.rmtree(path)
         if not faults.struck:
