@@ -89,7 +89,7 @@ def _refuse_existing(folder: Path) -> str:
 
 def _has_rows(folder: Path) -> bool:
     return any(
-        next((folder / place).glob("part-*.parquet"), None)
+        next(folder.glob(f"{place}/part-*.parquet"), None)
         for table in TABLES
         for place in (f"{table}/rank-*", f"compacted/v*/{table}")
     )
