@@ -42,7 +42,11 @@ engines disagree on NaN, and one of them loses such rows.
 
 A row of attempt *a* counts unless a later attempt restarted before it: a `samples` row is dropped \
 when its step ≥ `from_step` of a later attempt; a `scalars` or `events` row when its step is \
-greater, or equal with epoch ≥ `from_epoch`."""
+greater, or equal with epoch ≥ `from_epoch`.
+
+`occurrence` and `REPEAT` are stored as one rank saw them. In a run of which any attempt has a \
+`world_size` above 1, readers number the rows of each (epoch, sample_id) again: by step, then rank, \
+then stored `occurrence`. Files named `.tmp-…` are not part of a run."""
 
 _CARE = f"""## Compacted runs
 

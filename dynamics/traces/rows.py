@@ -119,7 +119,7 @@ def _bit_and_excuses(column: str) -> tuple[int, int]:
 
 
 def _is_non_finite(column: pa.ChunkedArray) -> np.ndarray:
-    if not pa.types.is_floating(column.type):
+    if not pa.types.is_floating(column.type) or column.null_count == len(column):
         return np.zeros(len(column), dtype=bool)
     return np.asarray(pc.fill_null(pc.invert(pc.is_finite(column)), False))
 
