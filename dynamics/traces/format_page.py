@@ -45,8 +45,8 @@ when its step ≥ `from_step` of a later attempt; a `scalars` or `events` row wh
 greater, or equal with epoch ≥ `from_epoch`.
 
 `occurrence` and `REPEAT` are stored as one rank saw them. In a run of which any attempt has a \
-`world_size` above 1, readers number the rows of each (epoch, sample_id) again: by step, then rank, \
-then stored `occurrence`. Files named `.tmp-…` are not part of a run."""
+`world_size` above 1, readers number the rows of each (epoch, sample_id) again: by step, then \
+rank, then stored `occurrence`. Files named `.tmp-…` are not part of a run."""
 
 _CARE = f"""## Compacted runs
 
