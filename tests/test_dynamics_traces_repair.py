@@ -9,7 +9,7 @@ from faults import Killed, fault_at
 from recorded import info, roster
 
 from dynamics import open_run
-from dynamics.traces import TraceError, TraceWriter, begin_attempt, create_run
+from dynamics.traces import CorruptTraceError, TraceError, TraceWriter, begin_attempt, create_run
 from dynamics.traces.compact import compact
 from dynamics.traces.repair import repair
 from dynamics.traces.verify import verify
@@ -129,6 +129,33 @@ def test_a_broken_bucket_is_set_aside_and_its_samples_are_named(run, monkeypatch
         .samples()
         .equals(before[~before["sample_id"].between(first, last)].reset_index(drop=True))
     )
+
+
+def test_a_broken_bucket_beside_the_parts_it_replaced_gives_way_to_them(run, monkeypatch):
+    before = open_run(run).samples()
+    with monkeypatch.context() as patch:
+        patch.setattr("dynamics.traces.compact._retire", lambda run: None)  # interrupted there
+        compact(run)
+    bucket = open_run(run).parts("samples")[0]
+    assert bucket.sample_range is not None
+    spoil(bucket.path)
+    with pytest.raises(CorruptTraceError):
+        compact(run)  # would remove the parts, the only sound copy
+    done = repaired(run)
+    assert done.set_aside["lost"].item().startswith("nothing")
+    assert done.gone.empty
+    assert open_run(run).samples().equals(before)
+
+
+def test_what_was_never_recorded_is_not_said_to_be_gone_with_a_part(run):
+    begin_attempt(run, from_step=10, from_epoch=5)
+    writer = TraceWriter(run, attempt=2)
+    for epoch in (5, 6):
+        writer.append("samples", rows(epoch, ids=[0, 1, 2, 3]))
+        writer.flush()
+    writer.close()
+    spoil(open_run(run).parts("samples")[1].path)  # epoch 1
+    assert repair(run).gone["epoch"].unique().tolist() == [1]
 
 
 @pytest.mark.parametrize("table", ["events", "roster"])

@@ -196,6 +196,14 @@ def test_rows_that_no_writer_writes_are_named(run, severity, what, change):
     assert_found(run, severity, "", what)
 
 
+def test_a_part_that_is_there_twice_is_named(run):
+    part = the_part(run)
+    again = PartName(0, 1, part.name.first_step, part.name.last_step, part.name.content_hash)
+    shutil.copy(part.path, part.path.parent / str(again))
+    assert_found(run, "finding", str(again), "120 samples have the same .* twice")
+    assert_found(run, "damage", "end/", "there are 2 with 1920")
+
+
 def test_samples_that_an_epoch_lacks_are_named(run):
     lacking = [17, 18, 40]
 

@@ -273,7 +273,9 @@ class Run:
             lambda: [self._live_rows(part, spec, None) for part in self.parts(spec.name)]
         )
         table = pa.concat_tables([spec.schema().empty_table(), *tables], promote_options="default")
-        return table.sort_by([("step", "ascending")]) if "step" in spec.column_names else table
+        if "step" not in spec.column_names:
+            return table
+        return table.sort_by([("step", "ascending"), ("epoch", "ascending")])
 
     def _live_rows(
         self,

@@ -129,12 +129,24 @@ def _mend_parts(run: Path, progress: Progress) -> dict[Path, int]:
         checked = check_part(part, table)
         damage = [f for f in checked.findings if f.severity is Severity.damage]
         if damage and part.path.is_relative_to(run / COMPACTED):
+            if _go_back_to_parts(run, damage[0]):
+                return _mend_parts(run, progress)
             _lose_bucket(run, part, damage[0])
         elif damage:
             set_aside(run, part.path, damage[0].what, lost_with(run, table, part))
         else:
             rows[part.path] = checked.n_rows
     return rows
+
+
+def _go_back_to_parts(run: Path, damage: Finding) -> bool:
+    """Set a whole compaction aside if every part that it replaced is still there."""
+    manifest = read_manifest(run)
+    if manifest is None or not all((run / path).is_file() for path in manifest.replaces):
+        return False
+    lost = "nothing: the parts that this compaction replaced are still there, and count again."
+    set_aside(run, manifest.folder, damage.what, lost)
+    return True
 
 
 def _lose_bucket(run: Path, part: Part, damage: Finding) -> None:
