@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamics.traces.errors import TraceError
+from dynamics.traces.limits import MAX_JSON_BYTES, parse_json, read_regular
 
 RUN_FILE = "run.json"
 STUDY_FILE = "study.json"
@@ -202,17 +203,12 @@ def read_json(path: Path) -> dict[str, Any]:
         The object.
 
     Raises:
-        TraceError: If the file is missing, not JSON, or not an object.
+        TraceError: If the file is missing, a link, too large, not JSON, or not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_regular(path, MAX_JSON_BYTES), path)
     except FileNotFoundError:
         raise TraceError(f"{path} does not exist.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise TraceError(f"{path} is not readable as JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise TraceError(f"{path} should hold a JSON object, but holds a {type(content).__name__}.")
-    return content
 
 
 def nothing_there(path: Path, file: str, kind: str) -> str:

@@ -92,10 +92,21 @@ def number_across_ranks(
         open_file: Opens a part.
 
     Yields:
-        Rows of whole epochs, epochs ascending, each ordered by sample and occurrence.
+        Rows of whole epochs, epochs ascending, each ordered by sample and occurrence. Before them,
+        of each bucket of a compacted run, the rows of epochs that no part goes on with; they were
+        numbered when the bucket was written.
     """
-    firsts = sorted((_first_epoch(open_file(part)), str(part.path), part) for part in parts)
+    recorded = [part for part in parts if part.sample_range is None]
+    firsts = sorted((_first_epoch(open_file(part)), str(part.path), part) for part in recorded)
+    going_on = firsts[0][0] if firsts else _AFTER_ALL
     waiting: list[pa.Table] = []
+    for bucket in (part for part in parts if part.sample_range is not None):
+        rows = read(bucket)
+        yield rows.filter(pc.field("epoch") < going_on)
+        rest = rows.filter(pc.field("epoch") >= going_on)
+        waiting.append(
+            rest.append_column("rank", pa.nulls(rest.num_rows, pa.int32()).fill_null(-1))
+        )
     for i, (first, _, part) in enumerate(firsts):
         rows = read(part)
         rank = pa.repeat(pa.scalar(_rank(part), pa.int32()), rows.num_rows)

@@ -3,7 +3,8 @@
 Rows that a resumed run has replaced are left out, so each (epoch, sample, occurrence) is read once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dynamics.traces.errors import SchemaError, TraceError
+from dynamics.traces.errors import CorruptTraceError, SchemaError, TraceError
 from dynamics.traces.layout import RUN_FILE, nothing_there, read_json
 from dynamics.traces.occurrence import number_across_ranks
-from dynamics.traces.parts import Part, list_parts, open_part
+from dynamics.traces.parts import (
+    Part,
+    PartGoneError,
+    Verified,
+    any_within,
+    list_parts,
+    open_part,
+    read_part,
+    verify_part,
+)
 from dynamics.traces.resume import Attempt, fences_over, read_attempts
 from dynamics.traces.schema import (
     BLOCK_PREFIX,
@@ -46,7 +56,7 @@ class Run:
         self.name = path.resolve().name
         self.info: dict[str, Any] = read_json(path / RUN_FILE)
         check_schema_version(self.info.get("schema_version"), str(path / RUN_FILE))
-        self._verified: set[Path] = set()
+        self._verified: Verified = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -72,7 +82,7 @@ class Run:
             self.path / "end" / f"attempt-{last.attempt:04d}-rank-{rank:05d}.json"
             for rank in range(last.world_size)
         )
-        return all(end.is_file() for end in ends)
+        return all(end.is_file() and not end.is_symlink() for end in ends)
 
     def samples(
         self,
@@ -98,7 +108,11 @@ class Run:
             SchemaError: If a column is not one of the trace.
         """
         ids = [int(sample_id)] if isinstance(sample_id, int | np.integer) else sample_id
-        tables = list(self._sample_tables(columns, repeats=repeats, sample_ids=ids, epochs=epochs))
+        kept = {"sample_ids": None if ids is None else list(ids)}
+        kept |= {"epochs": None if epochs is None else list(epochs)}
+        tables = _read_again_if_compacted(
+            lambda: list(self.sample_tables(columns, repeats=repeats, **kept))
+        )
         keys = ["epoch", "sample_id", "occurrence"]
         rows = pa.concat_tables(tables, promote_options="default").sort_by(
             [(key, "ascending") for key in keys]
@@ -117,8 +131,11 @@ class Run:
 
         Yields:
             Tables whose rows, for each sample, are in the order in which they were recorded.
+
+        Raises:
+            TraceError: If the run is compacted while it is read; open it again.
         """
-        for table in self._sample_tables(columns, repeats=repeats):
+        for table in self.sample_tables(columns, repeats=repeats):
             if table.num_rows:
                 yield table.to_pandas()
 
@@ -131,18 +148,18 @@ class Run:
         Returns:
             Columns `step, epoch, name, block, value, stderr, n, estimator, label_source, mode`.
         """
-        table = self._read(TABLES["scalars"])
+        table = self.read_rows(TABLES["scalars"])
         if name is not None:
             table = table.filter(pc.field("name") == name)
         return table.to_pandas()
 
     def events(self) -> pd.DataFrame:
         """What happened, in order: `step, epoch, name, subject, detail`."""
-        return self._read(TABLES["events"]).to_pandas()
+        return self.read_rows(TABLES["events"]).to_pandas()
 
     def roster(self) -> pd.DataFrame:
         """One row per sample, index `sample_id`: `label`, `true_label`, `group`."""
-        table = self._read(TABLES["roster"]).to_pandas()
+        table = self.read_rows(TABLES["roster"]).to_pandas()
         return table.drop_duplicates("sample_id", keep="first").set_index("sample_id").sort_index()
 
     def vectors(self) -> pd.DataFrame:
@@ -186,24 +203,42 @@ class Run:
         ]
 
     def parts(self, table: str) -> list[Part]:
-        """Files of a table, in the order in which they were recorded."""
+        """Files of a table that count: buckets by sample, then parts as they were recorded."""
         return list_parts(self.path, table)
+
+    def verified_paths(self, table: str) -> list[Path]:
+        """Paths of a table's files, each compared with its hash, for an engine that opens them."""
+        return [verify_part(part, verified=self._verified) for part in self.parts(table)]
 
     def column_names(self, table: str = "samples") -> list[str]:
         """Columns of a table that any of its parts holds."""
         names = dict.fromkeys(TABLES[table].column_names)
         for part in self.parts(table):
-            names.update(dict.fromkeys(self._open(part).schema_arrow.names))
+            names.update(dict.fromkeys(self._open(part, table).schema_arrow.names))
         return list(names)
 
-    def _sample_tables(
+    def sample_tables(
         self,
         columns: Sequence[str] | None,
         *,
         repeats: bool,
-        sample_ids: Iterable[int] | None = None,
-        epochs: Iterable[int] | None = None,
+        sample_ids: list[int] | None = None,
+        epochs: list[int] | None = None,
     ) -> Iterator[pa.Table]:
+        """Rows of `samples` that count, as Arrow tables, one part at a time.
+
+        Args:
+            columns: Columns to read beside the keys and `step`; all by default.
+            repeats: Also return a sample's second and later rows of an epoch.
+            sample_ids: Keep these samples only; all by default.
+            epochs: Keep these epochs only; all by default.
+
+        Yields:
+            First an empty table that has the columns, then the rows.
+
+        Raises:
+            SchemaError: If a column is not one of the trace.
+        """
         spec = TABLES["samples"]
         for column in columns or ():
             if column not in spec.column_names and not column.startswith(BLOCK_PREFIX):
@@ -213,13 +248,18 @@ class Run:
         condition = None
         for name, allowed in (("sample_id", sample_ids), ("epoch", epochs)):
             if allowed is not None:
-                is_in = pc.field(name).isin(list(allowed))
+                is_in = pc.field(name).isin(allowed)
                 condition = is_in if condition is None else condition & is_in
         yield spec.schema().empty_table() if wanted is None else _empty(spec, wanted)
-        parts = self.parts("samples")
+        ids = None if sample_ids is None else np.unique(np.asarray(sample_ids, dtype=np.int64))
+        parts = [
+            part
+            for part in self.parts("samples")
+            if ids is None or part.sample_range is None or any_within(ids, *part.sample_range)
+        ]
 
         def read(part: Part) -> pa.Table:
-            rows = self._live_rows(part, spec, wanted)
+            rows = self._live_rows(part, spec, wanted, ids)
             return rows if condition is None else rows.filter(condition)
 
         several = any(attempt.world_size > 1 for attempt in self.attempts)
@@ -227,22 +267,25 @@ class Run:
         for rows in tables:
             yield rows if repeats else rows.filter(pc.field("occurrence") == 0)
 
-    def _read(self, spec: Table) -> pa.Table:
-        parts = self.parts(spec.name)
-        tables = [self._live_rows(part, spec, None) for part in parts]
+    def read_rows(self, spec: Table) -> pa.Table:
+        """All rows of a table that count, in the order of recording; for the small tables."""
+        tables = _read_again_if_compacted(
+            lambda: [self._live_rows(part, spec, None) for part in self.parts(spec.name)]
+        )
         table = pa.concat_tables([spec.schema().empty_table(), *tables], promote_options="default")
-        return table.sort_by([("step", "ascending")]) if "step" in spec.column_names else table
+        if "step" not in spec.column_names:
+            return table
+        return table.sort_by([("step", "ascending"), ("epoch", "ascending")])
 
-    def _live_rows(self, part: Part, spec: Table, columns: list[str] | None) -> pa.Table:
-        file = self._open(part)
-        if columns is None:
-            table = file.read()
-        else:
-            table = file.read(columns=[c for c in columns if c in file.schema_arrow.names])
-            for column in columns:
-                if column not in table.column_names:
-                    table = table.append_column(column, pa.nulls(table.num_rows, pa.float32()))
-            table = table.select(columns)
+    def _live_rows(
+        self,
+        part: Part,
+        spec: Table,
+        columns: list[str] | None,
+        sample_ids: np.ndarray | None = None,
+    ) -> pa.Table:
+        self._check_attempt(part)
+        table = read_part(self._open(part, spec.name), spec, part.path, columns, sample_ids)
         step, epoch = pc.field("step"), pc.field("epoch")
         for from_step, from_epoch in fences_over(part.name.attempt, self.attempts):
             if spec.name == "samples":
@@ -250,12 +293,28 @@ class Run:
             elif "step" in spec.column_names:
                 at_fence = (step == from_step) & (epoch < from_epoch)
                 table = table.filter((step < from_step) | at_fence)
-        return table.replace_schema_metadata(None)
+        return table
 
-    def _open(self, part: Part) -> pq.ParquetFile:
-        file = open_part(part, verified=part.path in self._verified)
-        self._verified.add(part.path)
-        return file
+    def _open(self, part: Part, table: str = "samples") -> pq.ParquetFile:
+        return open_part(part, table, verified=self._verified)
+
+    def _check_attempt(self, part: Part) -> None:
+        """Without the record of its attempt, nobody knows which older rows a part replaces."""
+        if part.name.attempt not in {attempt.attempt for attempt in self.attempts}:
+            self.__dict__.pop("attempts", None)  # the run may have been resumed since
+        if part.name.attempt not in {attempt.attempt for attempt in self.attempts}:
+            raise CorruptTraceError(
+                f"{self.path} holds {part.path.name}, but no record of attempt "
+                f"{part.name.attempt}, which says where training restarted. Restore attempts/ from "
+                f"a copy, or let `dynamics repair {self.path}` rebuild it as far as it can be."
+            )
+
+
+def _read_again_if_compacted(read: Callable[[], list[pa.Table]]) -> list[pa.Table]:
+    for _ in range(3):
+        with contextlib.suppress(PartGoneError):
+            return read()
+    return read()
 
 
 def _empty(spec: Table, columns: Sequence[str]) -> pa.Table:

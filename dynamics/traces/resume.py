@@ -88,7 +88,11 @@ def _refuse_existing(folder: Path) -> str:
 
 
 def _has_rows(folder: Path) -> bool:
-    return any(next((folder / t).glob("rank-*/part-*.parquet"), None) for t in TABLES)
+    return any(
+        next(folder.glob(f"{place}/part-*.parquet"), None)
+        for table in TABLES
+        for place in (f"{table}/rank-*", f"compacted/v*/{table}")
+    )
 
 
 def begin_attempt(
@@ -177,20 +181,41 @@ def read_attempts(folder: Path) -> list[Attempt]:
         The attempts, ordered by number.
 
     Raises:
+        TraceError: If the folder of attempts is a link.
         SchemaError: If an attempt's file does not have the fields of an attempt.
     """
-    attempts = []
-    for path in sorted((folder / "attempts").glob("attempt-*.json")):
-        content = read_json(path)
-        try:
-            attempt = Attempt(**content)
-            order = (attempt.attempt, attempt.from_step, attempt.from_epoch)
-            if not all(isinstance(number, int) for number in order):
-                raise TypeError("attempt, from_step and from_epoch must be whole numbers")
-        except TypeError as error:
-            raise SchemaError(f"{path} is not the record of an attempt: {error}.") from None
-        attempts.append(attempt)
+    if (folder / "attempts").is_symlink():
+        raise TraceError(
+            f"{folder / 'attempts'} is a symbolic link, and nothing of a trace is read through one."
+        )
+    paths = (folder / "attempts").glob("attempt-*.json")
+    attempts = [read_attempt(path) for path in paths if _ATTEMPT_NAME.fullmatch(path.name)]
     return sorted(attempts, key=lambda attempt: attempt.attempt)
+
+
+def read_attempt(path: Path) -> Attempt:
+    """The record of one attempt.
+
+    Args:
+        path: Its file.
+
+    Returns:
+        The attempt.
+
+    Raises:
+        SchemaError: If the file does not have the fields of an attempt.
+    """
+    content = read_json(path)
+    try:
+        attempt = Attempt(**content)
+        numbers = (attempt.attempt, attempt.from_step, attempt.from_epoch, attempt.world_size)
+        if not all(type(number) is int and abs(number) < 2**62 for number in numbers):
+            raise TypeError("its attempt, step, epoch and world size must be whole numbers")
+        if path.name != f"attempt-{attempt.attempt:04d}.json":
+            raise TypeError(f"it calls itself attempt {attempt.attempt}")
+    except TypeError as error:
+        raise SchemaError(f"{path} is not the record of an attempt: {error}.") from None
+    return attempt
 
 
 def fences_over(number: int, attempts: Sequence[Attempt]) -> list[tuple[int, int]]:

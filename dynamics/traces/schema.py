@@ -263,7 +263,7 @@ def check_schema_version(version: object, where: str) -> None:
         SchemaError: If the version is not of that form, or of another major.
     """
     major, dot, minor = version.partition(".") if isinstance(version, str) else ("", "", "")
-    if not (dot and major.isdecimal() and minor.isdecimal()):
+    if not (dot and major.isdecimal() and minor.isdecimal() and len(str(version)) < 20):
         raise SchemaError(
             f"{where} has no readable schema_version (found {version!r}, expected something like "
             f'"{SCHEMA_VERSION}"). It was not written by this toolkit, or is damaged.'
@@ -274,63 +274,3 @@ def check_schema_version(version: object, where: str) -> None:
             f"version {SCHEMA_VERSION}. Read it with a release whose schema version starts with "
             f"{major}."
         )
-
-
-def describe_schema() -> str:
-    """The trace format as a Markdown page, written from the definitions above."""
-    lines = [
-        "# The trace format",
-        "",
-        f"Schema version {SCHEMA_VERSION}. Written from `dynamics/traces/schema.py` by "
-        "`make docs`; do not edit.",
-        "",
-        "A run is a folder of immutable Parquet parts, one folder per table and rank. Any Parquet "
-        "reader can open them; `dynamics.open_run` also checks each part's content hash and "
-        "leaves out what a resumed run has replaced.",
-        "",
-        "```",
-        "run.json                          written once: versions, data set, configuration",
-        "attempts/attempt-0000.json        one per start; a later one fences off what it repeats",
-        "samples/rank-00000/part-<attempt>-<sequence>-<first step>-<last step>-<sha256>.parquet",
-        "scalars/…  events/…  roster/…     the same",
-        "vectors/rank-00000/<name>-<attempt>-<step>-epoch<epoch>-<sha256>.parquet",
-        "end/attempt-0000-rank-00000.json  clean end: how many parts and rows each table has",
-        "```",
-        "",
-        "Non-finite values are stored as missing (NULL), with a bit in `status` that says why: "
-        "query engines disagree on NaN, and one of them loses such rows.",
-        "",
-        "A row of attempt *a* counts unless a later attempt restarted before it: a `samples` row "
-        "is dropped when its step ≥ `from_step` of a later attempt; a `scalars` or `events` row "
-        "when its step is greater, or equal with epoch ≥ `from_epoch`. Nothing is ever deleted.",
-        "",
-        "`occurrence` and `REPEAT` are stored as one rank saw them. In a run of which any attempt "
-        "has a `world_size` above 1, readers number the rows of each (epoch, sample_id) again: by "
-        "step, then rank, then stored `occurrence`. Files named `.tmp-…` are not part of a run.",
-    ]
-    for table in TABLES.values():
-        lines += ["", f"## {table.name}", "", table.description, ""]
-        lines += ["| column | type | unit | convention |", "| --- | --- | --- | --- |"]
-        for column in table.columns:
-            kind = f"{column.type}{', nullable' if column.nullable else ''}"
-            unit = column.unit or "text"
-            lines.append(f"| `{column.name}` | {kind} | {unit} | {column.convention} |")
-        if table is SAMPLES:
-            lines.append(
-                f"| `{BLOCK_PREFIX}<block>` | float, nullable | as `grad_norm` | ‖∇ℓ_i‖₂ over one "
-                "block's parameters, if asked for. |"
-            )
-        if table is SCALARS:
-            lines += ["", "| name | unit | convention |", "| --- | --- | --- |"]
-            lines += [f"| `{n}` | {u} | {text} |" for n, (u, text) in SCALAR_NAMES.items()]
-    lines += [
-        "",
-        "## vectors",
-        "",
-        "One file for each: column `value` (float, nullable; nats² per squared unit of parameter "
-        "for `fisher_diagonal` and `empirical_fisher_diagonal`), all parameters one after another; "
-        "the footer's `parameters` lists their names and shapes. Fences count as for `scalars`.",
-    ]
-    lines += ["", "## Status bits", "", "| bit | name |", "| --- | --- |"]
-    lines += [f"| {bit.value} | `{bit.name}` |" for bit in Status]
-    return "\n".join(lines) + "\n"
