@@ -6,6 +6,7 @@ sorts what was gathered, in the memory it is given and otherwise on disk.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -167,12 +168,12 @@ class Stage:
         if known:
             both = ", ".join(f"{least}, {most}" for least, most in bounds)
             differ = " OR ".join(f"{least} <> {most}" for least, most in bounds)
-            odd = self._connection.execute(
+            odd = self._fetch(
                 f"SELECT sample_id, {both} {grouped} HAVING {differ} ORDER BY sample_id LIMIT 1",
-                [files],
-            ).fetchone()
-            if odd is not None:
-                raise TraceError(_contradiction(odd[0], known, odd[1:]))
+                files,
+            )
+            if odd:
+                raise TraceError(_contradiction(odd[0][0], known, odd[0][1:]))
         chosen = [f"{a} AS {_quoted(n)}" for n, (a, _) in zip(known, bounds, strict=True)]
         yield from self._query(
             f"SELECT {', '.join(['sample_id', *chosen])} {grouped} ORDER BY sample_id",
@@ -185,17 +186,17 @@ class Stage:
         for batch in reader:
             yield pa.Table.from_batches([batch])
 
+    def _fetch(self, sql: str, files: list[str]) -> list[tuple[Any, ...]]:
+        return self._connection.execute(sql, [files]).fetchall()
+
     def _columns_of(self, files: list[str]) -> set[str]:
         return {name for path in files for name in pq.read_schema(path).names}
 
     def _wholly(self, files: list[str], name: str, present: set[str]) -> bool:
         if name not in present:
             return False
-        counts = self._connection.execute(
-            f"SELECT count(*), count({name}) FROM {_FILES}",  # noqa: S608
-            [files],
-        ).fetchone()
-        n, known = counts or (0, 0)
+        sql = f"SELECT count(*), count({name}) FROM {_FILES}"  # noqa: S608
+        ((n, known),) = self._fetch(sql, files)
         if n != known:
             raise TraceError(
                 f"{known:,} rows have a value of `{name}` and {n - known:,} have none. Sources "
