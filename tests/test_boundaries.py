@@ -147,7 +147,7 @@ def test_everything_public_has_a_docstring(name):
 
 
 PUBLIC = {
-    dynamics: "Run Study import_log open_run open_study",
+    dynamics: "Run Study export_table import_log open_run open_study",
     dynamics.traces: "Run Study open_run open_study TraceWriter begin_attempt create_run "
     "import_log SCHEMA_VERSION TABLES Status CorruptTraceError SchemaError StaleWriterError "
     "TraceError",

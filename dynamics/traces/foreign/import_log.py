@@ -148,7 +148,8 @@ def _write(logs: Sequence[Log], stage: Stage, run: Path) -> None:
                 kept = account.add(table, rows)
                 pending += kept.num_rows
                 if kept.num_rows:
-                    writer.append(table, dict(zip(kept.column_names, kept.columns, strict=True)))
+                    arrays = [column.combine_chunks() for column in kept.columns]
+                    writer.append(table, dict(zip(kept.column_names, arrays, strict=True)))
                 if pending >= _PART_ROWS:
                     writer.flush()
                     pending = 0
