@@ -48,13 +48,13 @@ def number_samples(named: pa.Array, *, as_text: bool, where: str) -> tuple[pa.Ar
         TextIds: If a name is text and `as_text` is False.
         TraceError: If a name is longer than MAX_KEY, or neither a whole number nor text.
     """
-    if pa.types.is_integer(named.type) and not as_text:
-        return named.cast(pa.int64()), pa.nulls(len(named), pa.string())
     try:
+        if pa.types.is_integer(named.type) and not as_text:
+            return named.cast(pa.int64()), pa.nulls(len(named), pa.string())
         text = named.cast(pa.string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise TraceError(
-            f"{where}: samples are named by whole numbers or text, not by {named.type}."
+            f"{where}: samples are named by whole numbers below 2^63 or by text: {error}."
         ) from None
     if not as_text:
         return _parse(text), pa.nulls(len(text), pa.string())

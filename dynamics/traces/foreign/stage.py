@@ -10,6 +10,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dynamics.traces.errors import TraceError
@@ -83,6 +84,8 @@ class Stage:
         for name, values in arrays.items():
             if name != "key" or not self._ids_are_text:
                 typed[name] = as_stored(values, fields[name], where, first_row)
+        if "correct" not in typed and table == "samples" and {"predicted", "label"} <= {*typed}:
+            typed["correct"] = pc.equal(typed["predicted"], typed["label"]).cast(pa.int8())
         n = len(next(iter(typed.values())))
         typed["row"] = pa.array(range(self._n_rows, self._n_rows + n), pa.int64())
         self._n_rows += n

@@ -40,9 +40,9 @@ def csv_header(path: Path) -> list[str]:
         TraceError: If it has no first line, that is not text in UTF-8, or two names are the same.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            line = file.readline(_BLOCK_BYTES)
-            header = next(csv.reader([line], delimiter=separator_of(path)), [])
+        with path.open("rb") as file:
+            line = file.readline(_BLOCK_BYTES).decode("utf-8-sig")
+        header = next(csv.reader([line], delimiter=separator_of(path)), [])
     except (UnicodeDecodeError, csv.Error) as error:
         raise TraceError(f"{path}, line 1 is not a header of CSV in UTF-8: {error}.") from None
     if not header:
@@ -90,7 +90,7 @@ def csv_chunks(path: Path, numbers: Sequence[str], texts: Sequence[str]) -> Iter
                 chunk[name] = pa.compute.replace_substring_regex(chunk[name], _ESCAPED, r"\1")
             yield chunk
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise TraceError(f"{path}: {_explained(str(error), list(types))}") from None
+        raise TraceError(f"{path}: {_explained(str(error), csv_header(path))}") from None
 
 
 def _explained(message: str, names: list[str]) -> str:

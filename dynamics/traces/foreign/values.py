@@ -90,8 +90,8 @@ def _as_whole(values: pa.Array, field: pa.Field, what: str, first_row: int) -> p
         whole = np.nan_to_num(numbers, nan=0.0, posinf=np.inf, neginf=-np.inf)
     bounds = np.iinfo(field.type.to_pandas_dtype())
     low, high = (0, 1) if field.name == "correct" else (bounds.min, bounds.max)
-    if field.name == "step":
-        low = 0
+    if field.name == "step":  # as many digits as the name of a part has room for
+        low, high = 0, 10**18 - 1
     exact = min(high, 2**53) if whole.dtype.kind == "f" else high
     bad = (whole < max(low, -exact)) | (whole > exact) | (whole != np.floor(whole))
     if bad.any():
