@@ -19,9 +19,10 @@ def write(path, *lines):
     return path
 
 
-@pytest.mark.parametrize(
-    "where", ["", "training_dynamics", "training_dynamics/dynamics_epoch_1.jsonl"]
-)
+WITHIN = "training_dynamics"
+
+
+@pytest.mark.parametrize("where", ["", WITHIN, f"{WITHIN}/dynamics_epoch_1.jsonl"])
 def test_a_log_is_found_from_above_from_within_and_by_file(tmp_path, where):
     foreign_logs.write_cartography(tmp_path / "log")
     run = import_log(tmp_path / "log" / where, tmp_path / "run")

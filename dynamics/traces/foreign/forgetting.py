@@ -111,6 +111,8 @@ def _read_header(file: IO[bytes], member: zipfile.ZipInfo, path: Path) -> _Heade
         raise TraceError(f"{where} is not an array of NumPy: {error}.") from None
     if dtype.hasobject:
         raise TraceError(f"{where} holds Python objects, which are pickled: save numbers instead.")
+    if dtype.kind not in "biufU":
+        raise TraceError(f"{where} holds {dtype}: save numbers, or names as text.")
     if in_columns and len(shape) > 1:
         raise TraceError(f"{where} is stored by columns; save np.ascontiguousarray(array).")
     if file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
@@ -165,7 +167,8 @@ def _read(
 
 def _take(file: IO[bytes], dtype: np.dtype, n: int, path: Path) -> np.ndarray:
     try:
-        return np.frombuffer(file.read(n * dtype.itemsize), dtype=dtype)
+        values = np.frombuffer(file.read(n * dtype.itemsize), dtype=dtype)
+        return values.astype(dtype.newbyteorder("="), copy=False)
     except (zipfile.BadZipFile, EOFError, ValueError) as error:
         raise TraceError(f"{path} is damaged: {error}.") from None
 

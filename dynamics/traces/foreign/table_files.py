@@ -19,7 +19,9 @@ Chunk = dict[str, pa.Array]
 _BLOCK_BYTES = 2**22
 _LOOK_AHEAD = 1000
 _ESCAPED = r"^'('*[=+\-@\t\r])"
-_NOT_CONVERTED = re.compile(r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error.*")
+_NOT_CONVERTED = re.compile(
+    r"(?s)In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to \w+: (.*)"
+)
 
 
 def separator_of(path: Path) -> str:
@@ -94,12 +96,12 @@ def csv_chunks(path: Path, numbers: Sequence[str], texts: Sequence[str]) -> Iter
 
 
 def _explained(message: str, names: list[str]) -> str:
-    found = _NOT_CONVERTED.match(message)
+    found = _NOT_CONVERTED.fullmatch(message)
     if found is None:
         return message.removeprefix("CSV parse error: ")
-    row = f"row {found[2]}, " if found[2] else ""
-    invalid = message.rpartition("invalid value ")[2] if "invalid value " in message else "the cell"
-    return f"{row}column `{names[int(found[1])]}`: expected a number, but got {invalid}."
+    column, row, problem = found.groups()
+    problem = problem.replace("invalid value", "expected a number, but got")
+    return f"{f'row {row}, ' if row else ''}column `{names[int(column)]}`: {problem}."
 
 
 def parquet_header(path: Path) -> list[str]:
