@@ -1,4 +1,4 @@
-"""`dynamics import` and `dynamics export` at the terminal: what they print, and their exit codes."""
+"""`dynamics import` and `dynamics export` at the terminal: what they print, their exit codes."""
 
 import json
 
