@@ -131,6 +131,26 @@ def _telling(roster: pa.Table) -> pa.Table:
     return roster.filter(pa.array(says))
 
 
+def read_import(info: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The `imported` entry of a run's run.json, if it is whole.
+
+    Args:
+        info: Content of run.json.
+
+    Returns:
+        The entry, or None for a run that was recorded.
+    """
+    imported = info.get("imported")
+    if not isinstance(imported, dict) or not isinstance(imported.get("missing"), list):
+        return None
+    sources = imported.get("sources")
+    needed = {"path", "format", "files", "bytes", "mapped", "ignored", "notes"}
+    whole = isinstance(sources, list) and all(
+        isinstance(source, dict) and needed <= {*source} for source in sources
+    )
+    return imported if whole else None
+
+
 def describe_import(imported: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What an import read, mapped, ignored and lacks, as lines for a person.
 
