@@ -95,14 +95,14 @@ def rank_hardest(summary: pd.DataFrame) -> pd.Series | None:
 
     Returns:
         Score of each sample, index `sample_id`, hardest first: `aum`, else `confidence` (both from
-        the lowest), else `forgetting` (from the highest); the name says which. None if none was
-        recorded.
+        the lowest), else `forgetting` (from the highest), and among equals those seldom right
+        first; the name says which. None if none was recorded.
     """
     scores = score_difficulty(summary)
     for name, from_lowest in (("aum", True), ("confidence", True), ("forgetting", False)):
-        known = scores[name].dropna()
-        if len(known):
-            return known.sort_values(ascending=from_lowest, kind="stable")
+        if scores[name].notna().any():
+            order = scores.sort_values([name, "correctness"], ascending=[from_lowest, True])
+            return order[name].dropna()
     return None
 
 

@@ -64,8 +64,7 @@ def hardest_table(summary: pd.DataFrame, hardest: pd.Series, dataset: Dataset | 
 def _table(
     title: str, note: str, samples: pd.DataFrame, names: list[str], dataset: Dataset | None
 ) -> PageTable:
-    optional = {"key", "true_label"}  # the others tell of their absence by a dash
-    shown = [n for n in names if n in samples and (n not in optional or samples[n].notna().any())]
+    shown = [name for name in names if name in samples and samples[name].notna().any()]
     rows = []
     for sample_id, row in samples.head(N_SUSPECTS).iterrows():
         cells = [Cell(str(sample_id))]
