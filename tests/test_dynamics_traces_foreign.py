@@ -95,6 +95,28 @@ def test_a_sample_seen_twice_in_an_epoch_is_a_repeat_and_the_earlier_step_counts
     assert run.info["imported"]["repeats"] == 1
 
 
+def test_repeats_are_counted_wherever_they_stand_in_the_log(tmp_path):
+    text = "sample_id,epoch,step,loss\n3,0,0,1\n5,0,1,2\n3,0,2,4\n5,1,3,8\n5,1,3,16\n"
+    run = imported(tmp_path, text)
+    assert run.info["imported"]["repeats"] == 2
+    assert run.info["imported"]["missing_rows"] == 1  # sample 3 in epoch 1
+    assert run.samples()["loss"].tolist() == [1, 2, 8]
+
+
+def test_logs_longer_than_a_chunk_are_read_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("dynamics.traces.foreign.table_files.CHUNK_ROWS", 7)
+    monkeypatch.setattr("dynamics.traces.foreign.stage.CHUNK_ROWS", 5)
+    monkeypatch.setattr("dynamics.traces.foreign.import_log._PART_ROWS", 20)
+    rows = [{"sample_id": i % 17, "epoch": i // 17, "loss": i} for i in range(17 * 5)]
+    write(tmp_path / "log.jsonl", "\n".join(map(json.dumps, rows)))
+    pd.DataFrame(rows).to_parquet(tmp_path / "log.parquet")
+    for name in ("log.jsonl", "log.parquet"):
+        run = import_log(tmp_path / name, tmp_path / f"run-{name}")
+        assert run.samples()["loss"].tolist() == list(range(17 * 5))
+        assert run.info["imported"]["repeats"] == run.info["imported"]["missing_rows"] == 0
+        assert len(run.parts("samples")) > 1
+
+
 def test_a_value_that_is_not_finite_is_missing_and_flagged_and_an_empty_one_is_missing(tmp_path):
     text = "sample_id,epoch,loss,margin\n0,0,nan,1\n1,0,,2\n2,0,1,inf\n3,0,1e300,1\n"
     run = imported(tmp_path, text)
