@@ -98,7 +98,7 @@ def test_no_cell_of_a_csv_file_begins_a_formula(tmp_path, run):
         assert [cell for cell in cells if cell.startswith(tuple("=+-@\t\r"))] == []
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(TEXT, min_size=1, max_size=30), st.sampled_from(ENDINGS))
 def test_any_text_comes_back(tmp_path_factory, texts, ending):
     place = tmp_path_factory.mktemp("texts")

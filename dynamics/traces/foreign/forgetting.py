@@ -7,8 +7,9 @@ epoch at a time.
 
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -74,11 +75,8 @@ def open_forgetting(path: Path, options: Options) -> Log:
     Raises:
         TraceError: If it is not such a file, its arrays' shapes differ, or one holds objects.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            headers = {i.filename: _header(archive, i, path) for i in archive.infolist()}
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise TraceError(f"{path} is not an .npz file: {error}.") from None
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        headers = {i.filename: _header(archive, i, path) for i in archive.infolist()}
     known = {name: h for n, h in headers.items() if (name := n.removesuffix(".npy")) in _ALL}
     shape = _check_shapes({name: h[0] for name, h in known.items()}, path)
     log = Log("forgetting", [path], iter(()))
@@ -146,9 +144,10 @@ def _read(
     with zipfile.ZipFile(path) as archive, ExitStack() as stack:
         files = {}
         for name in known:
-            member = archive.getinfo(f"{name}.npy")
-            files[name] = stack.enter_context(archive.open(member))
-            _read_header(files[name], member, path)
+            with _readable(path):
+                member = archive.getinfo(f"{name}.npy")
+                files[name] = stack.enter_context(archive.open(member))
+                _read_header(files[name], member, path)
         at_once = {
             name: _take(files[name], known[name][1], known[name][0][0], path)
             for name in (*_BY_SAMPLE, "epoch")
@@ -166,11 +165,19 @@ def _read(
 
 
 def _take(file: IO[bytes], dtype: np.dtype, n: int, path: Path) -> np.ndarray:
-    try:
+    with _readable(path):
         values = np.frombuffer(file.read(n * dtype.itemsize), dtype=dtype)
         return values.astype(dtype.newbyteorder("="), copy=False)
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise TraceError(f"{path} is damaged: {error}.") from None
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What `zipfile` and `zlib` raise on bytes that are not as they were written."""
+    broken = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+    try:
+        yield
+    except broken as error:
+        raise TraceError(f"{path} is damaged, or not an .npz file: {error}.") from None
 
 
 def _rows(
