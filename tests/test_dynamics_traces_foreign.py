@@ -17,6 +17,7 @@ from dynamics.traces.foreign.account import describe_import
 from dynamics.traces.foreign.ids import hash_key
 from dynamics.traces.foreign.scores import score_logits
 from dynamics.traces.foreign.values import as_stored
+from tests import foreign_logs
 
 
 def write(path, text):
@@ -221,6 +222,14 @@ def test_scalars_by_step_need_to_know_how_long_an_epoch_is(tmp_path):
     assert "--steps-per-epoch" in refusal(tmp_path, "step,acc\n10,0.5\n")
     run = imported(tmp_path, "step,acc\n10,0.5\n", steps_per_epoch=4)
     assert run.scalars()[["step", "epoch"]].to_numpy().tolist() == [[10, 2]]
+
+
+def test_what_was_asked_for_in_vain_is_told(tmp_path):
+    foreign_logs.write_cartography(tmp_path / "log")
+    with pytest.raises(TraceError, match="says itself what its columns are"):
+        import_log(tmp_path / "log", tmp_path / "run", columns={"loss": "ce"})
+    run = imported(tmp_path, "sample_id,epoch,loss\n0,3,1\n", steps_per_epoch=2)
+    assert "not needed" in run.info["imported"]["sources"][0]["notes"][0]
 
 
 def test_several_sources_make_one_run(tmp_path):

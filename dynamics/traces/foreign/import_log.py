@@ -127,7 +127,13 @@ def _gather(
 
 
 def _check_found(logs: Sequence[Log], options: Options) -> None:
-    if not options.one_of_several:
+    formats = {log.format for log in logs}
+    if options.columns and formats <= {"cartography", "aum", "forgetting"}:
+        raise TraceError(
+            f"The format {' and '.join(sorted(formats))} says itself what its columns are: leave "
+            "`columns` (--column) away, or name a plain format."
+        )
+    if not options.one_of_several or "tensorboard" in formats:
         return
     found = {source for log in logs for source in log.mapped.values()}
     if absent := sorted({*options.columns.values()} - found - {""}):

@@ -135,6 +135,8 @@ def _open(
         log.mapped.setdefault("correct", "predicted = label")
     if not _TIME & {*plan.columns} and plan.table == "samples":
         log.notes.append("No epochs: a sample's k-th row is taken as its epoch k − 1.")
+    if options.steps_per_epoch and "epoch" in plan.columns:
+        log.notes.append("It has epochs of its own, so the steps of an epoch were not needed.")
     log.chunks = plan.rows(read(plan, log))
     return log
 
