@@ -135,6 +135,15 @@ def test_a_tag_that_is_not_there_is_named_beside_those_that_are(tmp_path, write)
         import_log(source, tmp_path / "run", columns={"a": "accuracy"}, steps_per_epoch=1)
 
 
+def test_scalars_join_a_table_of_samples(tmp_path, write):
+    (tmp_path / "log.csv").write_text("guid,epoch,loss\n4,0,0.5\n")
+    columns = {"sample_id": "guid", "accuracy:test": "acc"}
+    sources = [tmp_path / "log.csv", write((0, "acc", 0.5))]
+    run = import_log(sources, tmp_path / "run", columns=columns, steps_per_epoch=1)
+    assert run.samples()["sample_id"].tolist() == [4]
+    assert run.scalars()[["name", "block"]].to_numpy().tolist() == [["accuracy", "test"]]
+
+
 def test_what_steps_count_must_be_said(tmp_path, write):
     with pytest.raises(TraceError, match="--steps-per-epoch"):
         import_log(write((1, "acc", 0.5)), tmp_path / "run")

@@ -73,7 +73,8 @@ def _read(
             if len(rows) == CHUNK_ROWS:
                 yield "scalars", _columns(rows, options.steps_per_epoch or 1)
                 rows = []
-    if absent := sorted({*names} - found):
+    absent = sorted({*names} - found)
+    if absent and not options.one_of_several:
         raise TraceError(
             f"{path} has no scalar with the tag {', '.join(map(repr, absent))}; it has "
             f"{', '.join(map(repr, sorted(found)))}."
