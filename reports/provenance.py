@@ -4,6 +4,7 @@ import json
 from importlib.metadata import PackageNotFoundError, version
 
 from dynamics.traces import Run
+from dynamics.traces.foreign.account import read_import
 
 
 def describe_provenance(run: Run) -> dict[str, str]:
@@ -20,6 +21,7 @@ def describe_provenance(run: Run) -> dict[str, str]:
         "Run": str(run.path),
         "Run id": str(info.get("run_id", "")),
         "Started": run.attempts[0].created_utc if run.attempts else "",
+        "Imported": "; ".join(_compact(s) for s in (read_import(info) or {}).get("sources", [])),
         "Data": _compact(info.get("data")),
         "Configuration": _compact(info.get("config")),
         "Probes": "; ".join(_compact(probe) for probe in info.get("probes") or []),

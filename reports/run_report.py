@@ -8,6 +8,7 @@ import pandas as pd
 
 from dynamics.curves import CurveShape, describe_curve
 from dynamics.datasets import Dataset
+from dynamics.difficulty import count_learning, rank_hardest
 from dynamics.label_noise import (
     SEPARATES,
     choose_epoch,
@@ -28,6 +29,7 @@ from reports.figures import (
     plot_loss,
     plot_loss_mixture,
 )
+from reports.imported import describe_import, name_columns
 from reports.network_figures import (
     plot_accuracy,
     plot_fisher_share,
@@ -35,10 +37,9 @@ from reports.network_figures import (
     plot_predicted_frac,
     plot_weighted_gradient_share,
 )
-from reports.page import Cell, Page, PageTable, Panel, Section, picture
+from reports.page import Page, Panel, Section
 from reports.provenance import describe_provenance
-
-N_SUSPECTS = 24
+from reports.sample_tables import hardest_table, suspect_table
 
 
 def build_run_report(run: Run, dataset: Dataset | None = None) -> Page:
@@ -58,12 +59,18 @@ def build_run_report(run: Run, dataset: Dataset | None = None) -> Page:
     epoch = None if fits.empty else choose_epoch(fits)
     suspects = None if epoch is None else rank_suspects(run, epoch=epoch)
     auc = None if flipped is None else detection_auc(run, flipped)
-    verdict = [*_judge_labels(fits, epoch, suspects, flipped, auc), *_judge_curves(scalars)]
+    summary = summarise_samples(run)
+    verdict = _judge_labels(fits, epoch, suspects, flipped, auc) or _judge_learning(summary)
+    verdict += _judge_curves(scalars)
+    hardest = rank_hardest(summary)
+    tables = [] if hardest is None else [hardest_table(summary, hardest, dataset)]
+    if suspects is not None and epoch is not None:
+        tables = [suspect_table(suspects, epoch, dataset)]
     panels = [
         _distribution_panel(run, "loss", groups),
         _mixture_panel(suspects, flipped, epoch),
         _auc_panel(auc, flipped),
-        _data_map_panel(run, groups),
+        _data_map_panel(summary, groups),
         _distribution_panel(run, "grad_norm", groups),
     ]
     return Page(
@@ -72,10 +79,10 @@ def build_run_report(run: Run, dataset: Dataset | None = None) -> Page:
         verdict=verdict or ["This run has recorded nothing that a verdict could rest on."],
         caveats=_caveats(run, scalars),
         sections=[
-            Section("Samples", panels),
-            Section("Network", _scalar_panels(scalars)),
+            Section("Samples", name_columns(run, panels)),
+            Section("Network", name_columns(run, _scalar_panels(scalars))),
         ],
-        tables=[] if suspects is None else [_suspect_table(suspects, epoch, dataset)],
+        tables=tables,
         provenance=describe_provenance(run),
     )
 
@@ -121,6 +128,17 @@ def _judge_labels(
     return sentences
 
 
+def _judge_learning(summary: pd.DataFrame) -> list[str]:
+    counts = count_learning(summary)
+    if counts is None:
+        return []
+    return [
+        f"Of {counts.n:,} samples, {counts.n_never_learned:,} were never classified as labelled, "
+        f"{counts.n_kept:,} were learned and kept, and {counts.n_forgotten:,} were learned and "
+        "forgotten at least once."
+    ]
+
+
 def _judge_curves(scalars: pd.DataFrame) -> list[str]:
     measured = scalars.dropna(subset=["value"])
     sentences = []
@@ -154,7 +172,7 @@ def _tell_fisher(curve: CurveShape) -> str:
 
 
 def _caveats(run: Run, scalars: pd.DataFrame) -> list[str]:
-    caveats = []
+    caveats = describe_import(run)
     missing = count_missing(run)
     for row in missing.itertuples():
         caveats.append(
@@ -223,13 +241,13 @@ def _auc_panel(auc: pd.DataFrame | None, flipped: pd.Series | None) -> Panel:
     return Panel(name, title, caption, lambda ax: plot_detection_auc(auc, ax=ax), {name: auc})
 
 
-def _data_map_panel(run: Run, groups: pd.Series | None) -> Panel:
+def _data_map_panel(summary: pd.DataFrame, groups: pd.Series | None) -> Panel:
     name, title = "data_map", "Data map"
-    summary = summarise_samples(run)
     if summary.empty or summary["mean_p_true"].isna().all():
         missing = "Add SampleLoss(), and give logits and labels to observe."
         return Panel(name, title, "", missing=missing)
-    summary["group"] = "all" if groups is None else groups.reindex(summary.index)
+    grouped = "all" if groups is None else groups.reindex(summary.index)
+    summary = summary.assign(group=grouped)
     caption = (
         "Every sample by how sure and how steady the network was of its label over the whole run. "
         "High: easy. Low and left: hard or mislabelled. Right: ambiguous, learned along the way."
@@ -331,38 +349,3 @@ def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
 
 def _draw_fractions(table: pd.DataFrame, ax: object) -> object:
     return plot_predicted_frac(table, ax=ax)  # type: ignore[arg-type]  # Panel.draw passes Axes
-
-
-def _suspect_table(suspects: pd.DataFrame, epoch: int | None, dataset: Dataset | None) -> PageTable:
-    columns = {
-        "label": ("label", "{:.0f}"),
-        "predicted": ("predicted", "{:.0f}"),
-        "posterior": ("P(wrong)", "{:.3f}"),
-        "aum": ("AUM", "{:.2f}"),
-        "mean_loss": ("mean loss", "{:.2f}"),
-        "mean_p_true": ("mean p(label)", "{:.3f}"),
-        "n_forgotten": ("forgotten", "{:.0f}"),
-    }
-    if "true_label" in suspects and suspects["true_label"].notna().any():
-        columns["true_label"] = ("true label", "{:.0f}")
-    columns = {name: form for name, form in columns.items() if name in suspects}
-    rows = []
-    for sample_id, row in suspects.head(N_SUSPECTS).iterrows():
-        cells = [Cell(str(sample_id))]
-        if dataset is not None:
-            image = dataset.x_train[int(str(sample_id))]
-            cells.append(Cell(f"sample {sample_id}", picture(image, dataset.peak)))
-        cells += [
-            Cell(form.format(row[name]) if pd.notna(row[name]) else "–")
-            for name, (_, form) in columns.items()
-        ]
-        rows.append(cells)
-    pictures = ["picture"] if dataset is not None else []
-    note = (
-        "Ranked by the mixture's probability that the label is wrong, then by AUM, up to epoch "
-        f"{epoch}. “predicted” is the network's class in that epoch."
-    )
-    if dataset is None:
-        note += " For pictures, name the data set: dynamics report RUN --data PATH."
-    header = ["sample id", *pictures, *(title for title, _ in columns.values())]
-    return PageTable("The most suspect samples", note, header, rows)

@@ -13,6 +13,7 @@ import typer
 
 from studies import trace_commands
 from studies.console import explained, fail, say
+from studies.exchange_commands import export_command, import_command
 
 app = typer.Typer(
     help="See how a network learns, sample by sample.",
@@ -24,6 +25,8 @@ app = typer.Typer(
 study_app = typer.Typer(help="Run a controlled experiment and report it.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 trace_commands.register(app)
+app.command("import")(import_command)
+app.command("export")(export_command)
 
 
 class Noise(StrEnum):

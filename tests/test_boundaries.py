@@ -25,7 +25,10 @@ MAY_IMPORT = {
     "probes": {"probes", "dynamics.traces", "torch", "numpy", "pandas", "tqdm"},
     "reports": {"reports", "dynamics", "numpy", "pandas", "matplotlib", "jinja2", "markupsafe"},
 }
-BACKPACK_FILE = "probes/engines/batch_l2.py"
+ONE_FILE_MAY = {
+    "probes/engines/batch_l2.py": {"backpack"},
+    "dynamics/traces/foreign/tensorboard.py": {"tensorboard"},
+}
 
 
 def floor_of(name):
@@ -53,17 +56,17 @@ def is_within(module, allowed):
 @pytest.mark.parametrize("name", [n for n in TREES if floor_of(n) != "studies"])
 def test_a_file_imports_only_what_its_floor_may(name):
     allowed = MAY_IMPORT[floor_of(name)] | set(sys.stdlib_module_names)
-    if name == BACKPACK_FILE:
-        allowed = allowed | {"backpack"}
+    allowed |= ONE_FILE_MAY.get(name, set())
     assert [m for m in imported_modules(TREES[name]) if not is_within(m, allowed)] == []
 
 
-def test_the_walk_sees_every_package_and_the_file_that_holds_backpack():
+def test_the_walk_sees_every_package_and_each_file_that_alone_may_import_something():
     assert {floor_of(name) for name in TREES} == {*MAY_IMPORT, "studies"}
-    using = {
-        n for n, t in TREES.items() if any(is_within(m, ["backpack"]) for m in imported_modules(t))
-    }
-    assert using == {BACKPACK_FILE}
+    for file, modules in ONE_FILE_MAY.items():
+        using = {
+            n for n, t in TREES.items() if any(is_within(m, modules) for m in imported_modules(t))
+        }
+        assert using == {file}
 
 
 def test_nothing_is_imported_by_a_name_made_at_run_time():
@@ -148,9 +151,10 @@ def test_everything_public_has_a_docstring(name):
 
 
 PUBLIC = {
-    dynamics: "Run Study open_run open_study",
+    dynamics: "Run Study export_table import_log open_run open_study",
     dynamics.traces: "Run Study open_run open_study TraceWriter begin_attempt create_run "
-    "SCHEMA_VERSION TABLES Status CorruptTraceError SchemaError StaleWriterError TraceError",
+    "import_log SCHEMA_VERSION TABLES Status CorruptTraceError SchemaError StaleWriterError "
+    "TraceError",
     probes: "Recorder sequence_losses with_sample_ids FisherTrace GradNorm OutputGradNorm "
     "SampleLoss WeightEffect Schedule every FisherEstimate fisher_trace Probe Event Scalar Vector "
     "UnsupportedModelError",

@@ -22,7 +22,8 @@ from recorded import (
 )
 
 from dynamics import open_run
-from reports.run_report import N_SUSPECTS, build_run_report
+from reports.run_report import build_run_report
+from reports.sample_tables import N_SUSPECTS
 
 
 @pytest.fixture(scope="module")

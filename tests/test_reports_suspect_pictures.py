@@ -8,7 +8,7 @@ from recorded import N, info, labels, roster, sample_batches, write_run
 
 from dynamics.datasets import open_dataset
 from reports import write_report
-from reports.run_report import N_SUSPECTS
+from reports.sample_tables import N_SUSPECTS
 
 
 @pytest.fixture

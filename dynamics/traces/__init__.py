@@ -1,6 +1,7 @@
 """The trace: its schema, how it is written, how it is read and how a run is taken up again."""
 
 from dynamics.traces.errors import CorruptTraceError, SchemaError, StaleWriterError, TraceError
+from dynamics.traces.foreign.import_log import import_log
 from dynamics.traces.reader import Run, open_run
 from dynamics.traces.resume import begin_attempt, create_run
 from dynamics.traces.schema import SCHEMA_VERSION, TABLES, Status
@@ -17,6 +18,7 @@ __all__ = [
     "TraceWriter",
     "begin_attempt",
     "create_run",
+    "import_log",
     # the format
     "SCHEMA_VERSION",
     "TABLES",

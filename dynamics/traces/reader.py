@@ -158,8 +158,13 @@ class Run:
         return self.read_rows(TABLES["events"]).to_pandas()
 
     def roster(self) -> pd.DataFrame:
-        """One row per sample, index `sample_id`: `label`, `true_label`, `group`."""
+        """One row per sample, index `sample_id`: `label`, `true_label`, `group`, `key`.
+
+        `key` is what the sample is called outside the trace, and there if any sample has one.
+        """
         table = self.read_rows(TABLES["roster"]).to_pandas()
+        if table["key"].isna().all():
+            table = table.drop(columns="key")
         return table.drop_duplicates("sample_id", keep="first").set_index("sample_id").sort_index()
 
     def vectors(self) -> pd.DataFrame:

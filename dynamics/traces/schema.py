@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from dynamics.traces.errors import SchemaError
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """Major.minor. A minor version only adds nullable columns; another major is refused."""
 
 BLOCK_PREFIX = "grad_norm/"
@@ -215,6 +215,13 @@ ROSTER = Table(
         Column("label", pa.int32(), _LABEL, "Label as trained."),
         Column("true_label", pa.int32(), _LABEL, "Label before corruption, where it is known."),
         Column("group", pa.int32(), "index", "Group for comparisons, such as a weight group."),
+        Column(
+            "key",
+            pa.string(),
+            "",
+            "What the sample is called outside the trace, where that is text; `sample_id` is then "
+            "the first 63 bits of its SHA-256.",
+        ),
     ),
     ("sample_id",),
 )

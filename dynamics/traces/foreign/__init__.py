@@ -1,0 +1,1 @@
+"""Logs that other tools have written, read into runs: one file a format."""

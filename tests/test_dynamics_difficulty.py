@@ -1,0 +1,62 @@
+"""Scores of the papers and who is hardest, on the log whose statistics are known by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dynamics import import_log
+from dynamics.difficulty import LearningCounts, count_learning, rank_hardest, score_difficulty
+from dynamics.summary import summarise_samples
+from tests import foreign_logs as log
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory):
+    place = tmp_path_factory.mktemp("log")
+    run = import_log(log.write_cartography(place / "log"), place / "run")
+    return summarise_samples(run).set_index("key").sort_index()
+
+
+def test_each_score_has_its_papers_name_and_value(summary):
+    scores = score_difficulty(summary)
+    forgetting = log.N_FORGOTTEN | {"c": np.inf, "f": np.inf}  # never learned
+    assert scores["forgetting"].to_dict() == forgetting
+    assert scores["confidence"].to_dict() == pytest.approx(log.CONFIDENCE, abs=1e-7)
+    correctness = {name: log.N_CORRECT[name] / log.N_OBSERVED[name] for name in log.LOG}
+    assert scores["correctness"].to_dict() == pytest.approx(correctness)
+    assert scores.loc["c", "aum"] == pytest.approx(-log.LN2, abs=1e-7)
+    assert scores.loc["c", "el2n"] == pytest.approx(np.sqrt(14) / 4, abs=1e-7)
+
+
+def test_samples_are_counted_as_never_learned_kept_or_forgotten(summary):
+    counts = count_learning(summary)
+    # never: c, f; kept: a, b, e, h, i; forgotten: d, g, j
+    assert counts == LearningCounts(n=10, n_never_learned=2, n_kept=5, n_forgotten=3)
+
+
+def test_the_hardest_come_first_by_what_was_recorded(summary):
+    by_aum = rank_hardest(summary)
+    assert by_aum.name == "aum"
+    assert by_aum.index[:2].tolist() == ["c", "j"]
+    by_confidence = rank_hardest(summary.assign(aum=np.nan))
+    assert by_confidence.name == "confidence"
+    assert by_confidence.index[0] == "c"
+    by_forgetting = rank_hardest(summary.assign(aum=np.nan, mean_p_true=np.nan))
+    assert by_forgetting.name == "forgetting"
+    assert set(by_forgetting.index[:2]) == {"c", "f"}
+    assert by_forgetting.index[2:5].tolist() == ["j", "d", "g"]  # 2/5 right, then 3/5, then once
+
+
+def test_where_nothing_says_right_or_wrong_nothing_is_counted(summary):
+    unknown = summary.assign(first_learned=np.nan, n_correct=0, n_forgotten=0)
+    assert count_learning(unknown) is None
+    assert score_difficulty(unknown)[["forgetting", "correctness"]].isna().all(axis=None)
+    empty = unknown.assign(aum=np.nan, mean_p_true=np.nan)
+    assert rank_hardest(empty) is None
+
+
+def test_samples_of_the_roster_that_were_never_seen_are_left_out(summary):
+    unseen = pd.DataFrame({"n_observed": [np.nan]}, index=pd.Index(["z"], name="key"))
+    whole = pd.concat([summary, unseen])
+    assert count_learning(whole).n == 10
+    assert score_difficulty(whole).loc["z"].isna().all()
