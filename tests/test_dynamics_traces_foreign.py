@@ -274,7 +274,7 @@ def test_an_import_that_fails_while_writing_leaves_nothing(tmp_path, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dynamics.traces.writer.write_durably", full)
+    monkeypatch.setattr("dynamics.traces.outbox.write_durably", full)
     with pytest.raises(TraceError, match="No space left"):
         import_log(source, tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
