@@ -9,7 +9,7 @@ import pytest
 from random_runs import ID_KINDS, random_run
 from recorded import add_attempt, full_run, write_run, write_study
 
-from dynamics import open_run
+from dynamics import open_run, open_study
 from dynamics.traces import CorruptTraceError, TraceError, TraceWriter
 from dynamics.traces.compact import compact
 from dynamics.traces.layout import PartName, content_hash
@@ -249,6 +249,18 @@ def test_a_study_is_verified_run_by_run(tmp_path):
     assert verify(study.path)["run"].tolist() == ["symmetric-0-seed1"]
     with pytest.raises(TraceError, match="does not exist"):
         verify(tmp_path / "nothing")
+
+
+def test_a_run_that_is_a_link_is_not_part_of_a_study(tmp_path):
+    plain = {"noise": "symmetric", "ratio": 0.0, "scalars": []}
+    study = write_study(tmp_path / "s", [plain | {"seed": seed} for seed in range(2)])
+    (study.path / "symmetric-0-seed1").rename(tmp_path / "elsewhere")
+    (study.path / "symmetric-0-seed1").symlink_to(tmp_path / "elsewhere")
+    assert verify(study.path)[["severity", "file"]].to_numpy().tolist() == [
+        ["finding", "symmetric-0-seed1"]
+    ]
+    with pytest.raises(TraceError, match="seed1 is a symbolic link"):
+        open_study(study.path).table()
 
 
 def test_untrusted_traces_are_verified_in_a_process_of_their_own(run):

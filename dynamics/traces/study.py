@@ -46,7 +46,25 @@ class Study:
     @cached_property
     def runs(self) -> list[Run]:
         """The runs of the study, ordered by folder name."""
-        return [Run(path.parent) for path in sorted(self.path.glob(f"*/{RUN_FILE}"))]
+        return [Run(folder) for folder in self.folders()]
+
+    def folders(self) -> list[Path]:
+        """Folders of the runs, ordered by name.
+
+        Returns:
+            The folders.
+
+        Raises:
+            TraceError: If one is a symbolic link.
+        """
+        folders = sorted(path.parent for path in self.path.glob(f"*/{RUN_FILE}"))
+        for folder in folders:
+            if folder.is_symlink():
+                raise TraceError(
+                    f"{folder} is a symbolic link, and a study's runs are never read through one. "
+                    "Put the folder of the run itself in its place."
+                )
+        return folders
 
     def table(self) -> pd.DataFrame:
         """One row per run: its name, its level of each factor, and whether it ended cleanly."""

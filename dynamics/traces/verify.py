@@ -53,9 +53,7 @@ def verify(path: str | Path, *, progress: Progress = iter) -> pd.DataFrame:
     """
     path = Path(path)
     if (path / STUDY_FILE).exists():
-        tables = [_verify_study_file(path)]
-        folders = sorted({p.parent for p in path.glob(f"*/{RUN_FILE}")})
-        return pd.concat(tables + [verify_run(folder, progress) for folder in folders])
+        return _verify_study(path, progress)
     if not _looks_like_run(path):
         raise TraceError(nothing_there(path, RUN_FILE, "run"))
     return verify_run(path, progress)
@@ -66,12 +64,21 @@ def _looks_like_run(path: Path) -> bool:
     return (path / RUN_FILE).exists() or (path / "attempts").is_dir()
 
 
-def _verify_study_file(path: Path) -> pd.DataFrame:
+def _verify_study(path: Path, progress: Progress) -> pd.DataFrame:
+    tables = []
     try:
         Study(path)
     except TraceError as error:
-        return findings_table(path, [Finding(Severity.damage, path / STUDY_FILE, str(error))])
-    return findings_table(path, [])
+        tables.append(
+            findings_table(path, [Finding(Severity.damage, path / STUDY_FILE, str(error))])
+        )
+    for folder in sorted(p for p in path.iterdir() if _looks_like_run(p)):
+        if folder.is_symlink():
+            what = "a symbolic link; a study's runs are never read through one."
+            tables.append(findings_table(path, [Finding(Severity.finding, folder, what)]))
+        else:
+            tables.append(verify_run(folder, progress))
+    return pd.concat([findings_table(path, []), *tables], ignore_index=True)
 
 
 def verify_run(run: Path, progress: Progress = iter) -> pd.DataFrame:
