@@ -35,6 +35,7 @@ def mutate(run, rng):
         data, what = mutate_json(path, rng)
     else:
         data, what = mutate_bytes(path.read_bytes(), rng, files)
+    what += ", unchanged" * (data == path.read_bytes())
     fits = path.suffix == ".parquet" and rng.random() < 0.85  # a hostile hand makes the hash fit
     if fits:
         target = path.with_name(f"{path.name[:-24]}{content_hash(data)}.parquet")
