@@ -18,6 +18,8 @@ from dynamics.traces.errors import SchemaError, TraceError
 from dynamics.traces.layout import RUN_FILE, nothing_there, read_json
 from dynamics.traces.parts import Part, list_parts, open_part
 from dynamics.traces.resume import Attempt, fences_over, read_attempts
+from dynamics.traces.row_groups import Footer, Selection, read_footers
+from dynamics.traces.scan import scan, scan_epochs
 from dynamics.traces.schema import (
     BLOCK_PREFIX,
     TABLES,
@@ -46,6 +48,7 @@ class Run:
         self.info: dict[str, Any] = read_json(path / RUN_FILE)
         check_schema_version(self.info.get("schema_version"), str(path / RUN_FILE))
         self._verified: set[Path] = set()
+        self._footers: dict[Part, Footer] = {}
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -80,6 +83,9 @@ class Run:
     ) -> pd.DataFrame:
         """Per-sample rows, one per (epoch, sample), ordered by epoch and sample.
 
+        Only row groups that may hold the rows wanted are read: the trajectory of one sample in
+        102 M rows takes 0.1 s, after the first read of a run, which hashes every part (0.4 s a GB).
+
         Args:
             sample_id: Keep these samples only; all by default.
             columns: Columns to read beside `epoch` and `sample_id`; all by default.
@@ -105,7 +111,7 @@ class Run:
     def iter_samples(
         self, columns: Sequence[str] | None = None, *, repeats: bool = False
     ) -> Iterator[pd.DataFrame]:
-        """Per-sample rows one part at a time, for passes over traces larger than memory.
+        """Per-sample rows about a million at a time, for passes over traces larger than memory.
 
         Args:
             columns: Columns to read beside the keys and `step`; all by default.
@@ -188,9 +194,14 @@ class Run:
     def column_names(self, table: str = "samples") -> list[str]:
         """Columns of a table that any of its parts holds."""
         names = dict.fromkeys(TABLES[table].column_names)
-        for part in self.parts(table):
-            names.update(dict.fromkeys(self._open(part).schema_arrow.names))
+        if table == "samples":  # the only one with columns of its own
+            for footer in self.footers():
+                names.update(dict.fromkeys(footer.metadata.schema.names))
         return list(names)
+
+    def footers(self) -> list[Footer]:
+        """What the footers of the parts of `samples` say; a part's first time, it is hashed."""
+        return read_footers(self.parts("samples"), self._footers)
 
     def _sample_tables(
         self,
@@ -206,37 +217,29 @@ class Run:
                 raise SchemaError(unknown_column(column, spec))
         keys = ["step", "epoch", "sample_id", "occurrence"]
         wanted = None if columns is None else [*dict.fromkeys([*keys, *columns])]
-        condition = None if repeats else pc.field("occurrence") == 0
-        for name, allowed in (("sample_id", sample_ids), ("epoch", epochs)):
-            if allowed is not None:
-                is_in = pc.field(name).isin(list(allowed))
-                condition = is_in if condition is None else condition & is_in
         yield spec.schema().empty_table() if wanted is None else _empty(spec, wanted)
-        for part in self.parts("samples"):
-            rows = self._live_rows(part, spec, wanted)
-            yield rows if condition is None else rows.filter(condition)
+        selection = Selection(_ascending(epochs), _ascending(sample_ids))
+        footers = self.footers()
+        if any(attempt.world_size > 1 for attempt in self.attempts):
+            whole = wanted or self.column_names()  # a rank does not know what others have seen
+            epochs_of = scan_epochs(footers, self.attempts, whole, selection)
+            tables: Iterator[pa.Table] = (rows for _, rows in epochs_of)
+        else:
+            tables = scan(footers, self.attempts, wanted, selection)
+        for rows in tables:
+            yield rows if repeats else rows.filter(pc.equal(rows["occurrence"], 0))
 
     def _read(self, spec: Table) -> pa.Table:
         parts = self.parts(spec.name)
-        tables = [self._live_rows(part, spec, None) for part in parts]
+        tables = [self._live_rows(part, spec) for part in parts]
         table = pa.concat_tables([spec.schema().empty_table(), *tables], promote_options="default")
         return table.sort_by([("step", "ascending")]) if "step" in spec.column_names else table
 
-    def _live_rows(self, part: Part, spec: Table, columns: list[str] | None) -> pa.Table:
-        file = self._open(part)
-        if columns is None:
-            table = file.read()
-        else:
-            table = file.read(columns=[c for c in columns if c in file.schema_arrow.names])
-            for column in columns:
-                if column not in table.column_names:
-                    table = table.append_column(column, pa.nulls(table.num_rows, pa.float32()))
-            table = table.select(columns)
+    def _live_rows(self, part: Part, spec: Table) -> pa.Table:
+        table = self._open(part).read()
         step, epoch = pc.field("step"), pc.field("epoch")
         for from_step, from_epoch in fences_over(part.name.attempt, self.attempts):
-            if spec.name == "samples":
-                table = table.filter(step < from_step)
-            elif "step" in spec.column_names:
+            if "step" in spec.column_names:
                 at_fence = (step == from_step) & (epoch < from_epoch)
                 table = table.filter((step < from_step) | at_fence)
         return table.replace_schema_metadata(None)
@@ -245,6 +248,10 @@ class Run:
         file = open_part(part, verified=part.path in self._verified)
         self._verified.add(part.path)
         return file
+
+
+def _ascending(values: Iterable[int] | None) -> np.ndarray | None:
+    return None if values is None else np.unique(np.array([*values], dtype=np.int64))
 
 
 def _empty(spec: Table, columns: Sequence[str]) -> pa.Table:

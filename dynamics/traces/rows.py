@@ -16,6 +16,7 @@ Columns = Mapping[str, Any]
 """Column name to array, all of one length."""
 
 _FROM_ZERO = {"status", "occurrence"}  # a writer adds to them, so callers may leave them out
+_ROWS_PER_GROUP = 16_384  # of which one sample's trajectory reads one an epoch; larger saves 1 %
 _NEVER_FLAGGED = {"grad_norm_stderr"}  # unknown where the norm is 0, or itself missing
 
 
@@ -158,7 +159,7 @@ def encode_part(rows: pa.Table, table: Table) -> bytes:
         sink,
         compression="zstd",
         compression_level=3,
-        row_group_size=131_072,
+        row_group_size=_ROWS_PER_GROUP,
         use_dictionary=dictionary,
         column_encoding=encodings,
         write_page_checksum=True,

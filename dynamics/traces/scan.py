@@ -1,0 +1,181 @@
+"""The rows of `samples` that count: not fenced off, each (epoch, sample, occurrence) once.
+
+`scan` gives them in the order in which they were recorded, `scan_epochs` epoch by epoch. Both hold
+a few million rows at most, however the parts are cut and sorted: parts are read by row group, and
+where a part holds every epoch, as after compaction, it is read once for every few million rows.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from dynamics.traces.resume import Attempt, fences_over
+from dynamics.traces.row_groups import (
+    Footer,
+    Reading,
+    Selection,
+    in_threads,
+    plan,
+    read,
+)
+from dynamics.traces.rows import replace_column
+from dynamics.traces.schema import BLOCK_PREFIX, SAMPLES, Status
+
+ROWS_IN_MEMORY = 4 * 2**20
+_ORDER = ("epoch", "sample_id", "step", "rank", "occurrence")
+_TYPES = {column.name: column.type for column in SAMPLES.columns} | {"rank": pa.int32()}
+
+
+def scan(
+    footers: Sequence[Footer],
+    attempts: Sequence[Attempt],
+    columns: Sequence[str] | None,
+    selection: Selection,
+) -> Iterator[pa.Table]:
+    """Rows that count, about a million at once, in the order in which they were recorded.
+
+    Args:
+        footers: Footers of the parts, in that order.
+        attempts: Attempts of the run, whose fences are applied.
+        columns: Columns wanted, the keys among them; all by default.
+        selection: Rows wanted.
+
+    Yields:
+        Tables with the columns wanted, missing where they were not recorded. `occurrence` is as
+        recorded: per rank.
+    """
+
+    def load(reading: Reading) -> pa.Table:
+        part = reading.footer.part
+        fences = [step for step, _ in fences_over(part.name.attempt, attempts)]
+        wanted = None if columns is None else [*columns, *(["step"] if fences else [])]
+        rows = read(reading, wanted)
+        counts = selection.holds(rows)
+        if fences:
+            counts &= rows["step"].to_numpy() < min(fences)
+        rows = rows if counts.all() else rows.take(np.flatnonzero(counts))
+        return _complete(rows, columns or _all_columns(reading.footer), part.path.parent.name)
+
+    for rows in in_threads(load, plan(footers, selection)):
+        if rows.num_rows:
+            yield rows
+
+
+def _all_columns(footer: Footer) -> list[str]:
+    blocks = [c for c in footer.metadata.schema.names if c.startswith(BLOCK_PREFIX)]
+    return [*SAMPLES.column_names, *blocks]
+
+
+def _complete(rows: pa.Table, columns: Sequence[str], folder: str) -> pa.Table:
+    """The columns asked for, in order; `rank` is taken from the name of the part's folder."""
+    arrays = []
+    for name in columns:
+        kind = _TYPES.get(name, pa.float32())
+        if name == "rank":
+            rank = int(folder.removeprefix("rank-"))
+            arrays.append(pa.repeat(pa.scalar(rank, kind), rows.num_rows))
+        elif name in rows.column_names:
+            arrays.append(rows[name])
+        else:
+            arrays.append(pa.nulls(rows.num_rows, kind))
+    return pa.table(dict(zip(columns, arrays, strict=True)))
+
+
+def scan_epochs(
+    footers: Sequence[Footer],
+    attempts: Sequence[Attempt],
+    columns: Sequence[str],
+    selection: Selection | None = None,
+) -> Iterator[tuple[int, pa.Table]]:
+    """Rows that count, one epoch after the other.
+
+    Args:
+        footers: Footers of the parts.
+        attempts: Attempts of the run.
+        columns: Columns wanted, the keys among them.
+        selection: Rows wanted; all by default.
+
+    Yields:
+        Epoch and its rows, occurrences numbered over all ranks.
+    """
+    is_parallel = any(attempt.world_size > 1 for attempt in attempts)
+    wanted = [*dict.fromkeys([*columns, *(_ORDER if is_parallel else ["epoch"])])]
+    selection = selection or Selection()
+    for between in epoch_ranges(footers):
+        within = Selection(selection.epochs, selection.sample_ids, between)
+        pieces: dict[int, list[pa.Table]] = {}
+        for rows in scan(footers, attempts, wanted, within):
+            for epoch, piece in _split(rows):
+                pieces.setdefault(epoch, []).append(piece)
+        for epoch in sorted(pieces):
+            rows = pa.concat_tables(pieces.pop(epoch))
+            yield epoch, (number_occurrences(rows) if is_parallel else rows).select(columns)
+
+
+def _split(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    epochs = rows["epoch"].to_numpy()
+    if (np.diff(epochs) < 0).any():
+        order = np.argsort(epochs, kind="stable")
+        rows, epochs = rows.take(order), epochs[order]
+    cuts = [0, *(np.flatnonzero(np.diff(epochs)) + 1).tolist(), len(epochs)]
+    for first, end in itertools.pairwise(cuts):
+        yield int(epochs[first]), rows.slice(first, end - first)
+
+
+def epoch_ranges(footers: Sequence[Footer]) -> Iterator[tuple[int, int]]:
+    """Epochs cut into ranges of about `ROWS_IN_MEMORY` rows, or of one epoch if that has more.
+
+    Rows of a row group count as spread evenly over its epochs.
+
+    Args:
+        footers: Footers of the parts.
+
+    Yields:
+        First and last epoch of each range, ascending.
+    """
+    if not footers:
+        return
+    first, last = np.concatenate([footer.epochs for footer in footers]).astype(np.float64).T
+    n_rows = np.concatenate([footer.n_rows for footer in footers])
+
+    def count_until(epoch: int) -> float:
+        return float(n_rows @ np.clip((epoch - first + 1) / (last - first + 1), 0, 1))
+
+    end = int(last.max())
+    start = int(first.min())
+    while start <= end:
+        most = count_until(start - 1) + ROWS_IN_MEMORY
+        low, high = start, end
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if count_until(middle) <= most else (low, middle - 1)
+        yield start, low
+        left = last > low
+        start = int(np.maximum(first[left], low + 1).min()) if left.any() else end + 1
+
+
+def number_occurrences(rows: pa.Table) -> pa.Table:
+    """Number the rows of each (epoch, sample) by step, then rank: the first of all ranks is 0.
+
+    Args:
+        rows: All rows of some (epoch, sample) pairs, with the keys, `rank` and recorded occurrence.
+
+    Returns:
+        The rows with their occurrence, and REPEAT in the status of those above 0.
+    """
+    keys = [rows[name].to_numpy() for name in _ORDER]
+    order = np.lexsort(keys[::-1])
+    epoch, sample_id = keys[0][order], keys[1][order]
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (np.diff(epoch) != 0) | (np.diff(sample_id) != 0)
+    at = np.arange(len(order))
+    occurrence = np.empty(len(order), dtype=np.int32)
+    occurrence[order] = at - np.maximum.accumulate(np.where(is_first, at, 0))
+    rows = replace_column(rows, "occurrence", pa.array(occurrence))
+    if "status" in rows.column_names:
+        repeat = np.where(occurrence > 0, Status.REPEAT, 0).astype(np.int32)
+        status = (rows["status"].to_numpy() & ~np.int32(Status.REPEAT)) | repeat
+        rows = replace_column(rows, "status", pa.array(status))
+    return rows
