@@ -4,6 +4,7 @@ Rows that a resumed run has replaced are left out, so each (epoch, sample, occur
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dynamics.traces.layout import RUN_FILE, nothing_there, read_json
 from dynamics.traces.parts import Part, list_parts, open_part
 from dynamics.traces.resume import Attempt, fences_over, read_attempts
 from dynamics.traces.row_groups import Footer, Selection, read_footers
-from dynamics.traces.scan import scan, scan_epochs
+from dynamics.traces.scan import complete, scan, scan_epochs
 from dynamics.traces.schema import (
     BLOCK_PREFIX,
     TABLES,
@@ -120,9 +121,10 @@ class Run:
         Yields:
             Tables whose rows, for each sample, are in the order in which they were recorded.
         """
-        for table in self._sample_tables(columns, repeats=repeats):
-            if table.num_rows:
-                yield table.to_pandas()
+        tables = self._sample_tables(columns, repeats=repeats)
+        names = next(tables).column_names
+        for table in tables:
+            yield complete(table, names).to_pandas()
 
     def scalars(self, name: str | None = None) -> pd.DataFrame:
         """Values measured on the network: Fisher traces, accuracies and others.
@@ -217,17 +219,16 @@ class Run:
                 raise SchemaError(unknown_column(column, spec))
         keys = ["step", "epoch", "sample_id", "occurrence"]
         wanted = None if columns is None else [*dict.fromkeys([*keys, *columns])]
-        yield spec.schema().empty_table() if wanted is None else _empty(spec, wanted)
+        names = wanted or self.column_names()
+        yield _empty(spec, names)
         selection = Selection(_ascending(epochs), _ascending(sample_ids))
-        footers = self.footers()
         if any(attempt.world_size > 1 for attempt in self.attempts):
-            whole = wanted or self.column_names()  # a rank does not know what others have seen
-            epochs_of = scan_epochs(footers, self.attempts, whole, selection)
-            tables: Iterator[pa.Table] = (rows for _, rows in epochs_of)
+            # A rank does not know what the others have seen, so an epoch is numbered as a whole.
+            for _, rows in scan_epochs(self.footers(), self.attempts, names, selection):
+                yield rows if repeats else rows.filter(pc.field("occurrence") == 0)
         else:
-            tables = scan(footers, self.attempts, wanted, selection)
-        for rows in tables:
-            yield rows if repeats else rows.filter(pc.equal(rows["occurrence"], 0))
+            selection = replace(selection, is_first=not repeats)
+            yield from scan(self.footers(), self.attempts, wanted, selection)
 
     def _read(self, spec: Table) -> pa.Table:
         parts = self.parts(spec.name)

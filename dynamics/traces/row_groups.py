@@ -7,6 +7,7 @@ one that was proved, and a byte that rots between two reads is found where it wo
 Hashing takes about 0.7 s a gigabyte and core, once for each `Run`.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -138,11 +139,13 @@ class Selection:
         epochs: Epochs wanted, ascending; None for all.
         sample_ids: Samples wanted, ascending; None for all.
         between: First and last epoch wanted; None for all.
+        is_first: Whether only rows of occurrence 0 are wanted.
     """
 
     epochs: np.ndarray | None = None
     sample_ids: np.ndarray | None = None
     between: tuple[int, int] | None = None
+    is_first: bool = False
 
     def may_hold(self, footer: Footer) -> np.ndarray:
         """Whether each row group of a part may hold such rows, by its bounds; shape (G,)."""
@@ -167,6 +170,8 @@ class Selection:
         if self.between is not None:
             epoch = rows["epoch"].to_numpy()
             wanted &= (epoch >= self.between[0]) & (epoch <= self.between[1])
+        if self.is_first:
+            wanted &= rows["occurrence"].to_numpy() == 0
         return wanted
 
 
@@ -189,12 +194,16 @@ def plan(footers: Iterable[Footer], selection: Selection) -> list[Reading]:
     return readings
 
 
-def read(reading: Reading, columns: Sequence[str] | None) -> pa.Table:
+def read(
+    reading: Reading, columns: Sequence[str] | None, sample_ids: np.ndarray | None = None
+) -> pa.Table:
     """Read row groups, verifying the checksum of each page.
 
     Args:
         reading: Which.
-        columns: Columns wanted; all that hold any value by default.
+        columns: Columns wanted; all by default.
+        sample_ids: If given, row groups that hold none of these samples are left out: where parts
+            overlap, half of those whose bounds would allow one.
 
     Returns:
         Those of the columns that hold any value in the part.
@@ -202,13 +211,18 @@ def read(reading: Reading, columns: Sequence[str] | None) -> pa.Table:
     Raises:
         CorruptTraceError: If a page is not what was written.
     """
-    footer = reading.footer
+    footer, groups = reading.footer, list(reading.groups)
     filled = [c for c in footer.filled if columns is None or c in columns]
     try:
         with pq.ParquetFile(
             footer.part.path, metadata=footer.metadata, page_checksum_verification=True
         ) as file:
-            table = file.read_row_groups(list(reading.groups), columns=filled, use_threads=False)
+            if sample_ids is not None:
+                ids = file.read_row_groups(groups, columns=["sample_id"], use_threads=False)
+                found = np.isin(ids["sample_id"].to_numpy(), sample_ids)
+                starts = np.cumsum(footer.n_rows[groups]) - footer.n_rows[groups]
+                groups = list(itertools.compress(groups, np.logical_or.reduceat(found, starts)))
+            table = file.read_row_groups(groups, columns=filled, use_threads=False)
             return table.select(filled)  # a name before a dot selects more than itself
     except (OSError, pa.ArrowException) as error:
         raise CorruptTraceError(

@@ -7,6 +7,7 @@ where a part holds every epoch, as after compaction, it is read once for every f
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +22,11 @@ from dynamics.traces.row_groups import (
     read,
 )
 from dynamics.traces.rows import replace_column
-from dynamics.traces.schema import BLOCK_PREFIX, SAMPLES, Status
+from dynamics.traces.schema import SAMPLES, Status
 
 ROWS_IN_MEMORY = 4 * 2**20
 _ORDER = ("epoch", "sample_id", "step", "rank", "occurrence")
-_TYPES = {column.name: column.type for column in SAMPLES.columns} | {"rank": pa.int32()}
+_TYPES = {column.name: column.type for column in SAMPLES.columns}
 
 
 def scan(
@@ -39,48 +40,41 @@ def scan(
     Args:
         footers: Footers of the parts, in that order.
         attempts: Attempts of the run, whose fences are applied.
-        columns: Columns wanted, the keys among them; all by default.
+        columns: Columns wanted beside the keys; all by default. `rank` is one too.
         selection: Rows wanted.
 
     Yields:
-        Tables with the columns wanted, missing where they were not recorded. `occurrence` is as
+        Tables with those of the columns that hold any value in the part. `occurrence` is as
         recorded: per rank.
     """
 
     def load(reading: Reading) -> pa.Table:
         part = reading.footer.part
         fences = [step for step, _ in fences_over(part.name.attempt, attempts)]
-        wanted = None if columns is None else [*columns, *(["step"] if fences else [])]
-        rows = read(reading, wanted)
+        keys = ["epoch", "sample_id", "occurrence", *(["step"] if fences else [])]
+        wanted = None if columns is None else [*columns, *keys]
+        rows = read(reading, wanted, selection.sample_ids)
         counts = selection.holds(rows)
         if fences:
             counts &= rows["step"].to_numpy() < min(fences)
         rows = rows if counts.all() else rows.take(np.flatnonzero(counts))
-        return _complete(rows, columns or _all_columns(reading.footer), part.path.parent.name)
+        if columns is not None and "rank" in columns:
+            rank = pa.scalar(int(part.path.parent.name.removeprefix("rank-")), pa.int32())
+            rows = rows.append_column("rank", pa.repeat(rank, rows.num_rows))
+        return rows
 
     for rows in in_threads(load, plan(footers, selection)):
         if rows.num_rows:
             yield rows
 
 
-def _all_columns(footer: Footer) -> list[str]:
-    blocks = [c for c in footer.metadata.schema.names if c.startswith(BLOCK_PREFIX)]
-    return [*SAMPLES.column_names, *blocks]
-
-
-def _complete(rows: pa.Table, columns: Sequence[str], folder: str) -> pa.Table:
-    """The columns asked for, in order; `rank` is taken from the name of the part's folder."""
-    arrays = []
+def complete(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The columns asked for and no others, those that are not there filled with missing values."""
     for name in columns:
-        kind = _TYPES.get(name, pa.float32())
-        if name == "rank":
-            rank = int(folder.removeprefix("rank-"))
-            arrays.append(pa.repeat(pa.scalar(rank, kind), rows.num_rows))
-        elif name in rows.column_names:
-            arrays.append(rows[name])
-        else:
-            arrays.append(pa.nulls(rows.num_rows, kind))
-    return pa.table(dict(zip(columns, arrays, strict=True)))
+        if name not in rows.column_names:
+            kind = _TYPES.get(name, pa.float32())
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, kind))
+    return rows.select(columns)
 
 
 def scan_epochs(
@@ -94,32 +88,32 @@ def scan_epochs(
     Args:
         footers: Footers of the parts.
         attempts: Attempts of the run.
-        columns: Columns wanted, the keys among them.
+        columns: Columns wanted.
         selection: Rows wanted; all by default.
 
     Yields:
-        Epoch and its rows, occurrences numbered over all ranks.
+        Epoch and its rows: exactly the columns wanted, occurrences numbered over all ranks.
     """
     is_parallel = any(attempt.world_size > 1 for attempt in attempts)
-    wanted = [*dict.fromkeys([*columns, *(_ORDER if is_parallel else ["epoch"])])]
+    wanted = [*dict.fromkeys([*columns, *(_ORDER if is_parallel else ())])]
     selection = selection or Selection()
     for between in epoch_ranges(footers):
-        within = Selection(selection.epochs, selection.sample_ids, between)
+        within = replace(selection, between=between)
         pieces: dict[int, list[pa.Table]] = {}
         for rows in scan(footers, attempts, wanted, within):
             for epoch, piece in _split(rows):
                 pieces.setdefault(epoch, []).append(piece)
         for epoch in sorted(pieces):
-            rows = pa.concat_tables(pieces.pop(epoch))
-            yield epoch, (number_occurrences(rows) if is_parallel else rows).select(columns)
+            rows = pa.concat_tables(pieces.pop(epoch), promote_options="default")
+            yield epoch, complete(number_occurrences(rows) if is_parallel else rows, columns)
 
 
 def _split(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
     epochs = rows["epoch"].to_numpy()
-    if (np.diff(epochs) < 0).any():
+    if (epochs[1:] < epochs[:-1]).any():
         order = np.argsort(epochs, kind="stable")
         rows, epochs = rows.take(order), epochs[order]
-    cuts = [0, *(np.flatnonzero(np.diff(epochs)) + 1).tolist(), len(epochs)]
+    cuts = [0, *(np.flatnonzero(epochs[1:] != epochs[:-1]) + 1).tolist(), len(epochs)]
     for first, end in itertools.pairwise(cuts):
         yield int(epochs[first]), rows.slice(first, end - first)
 
@@ -169,7 +163,7 @@ def number_occurrences(rows: pa.Table) -> pa.Table:
     order = np.lexsort(keys[::-1])
     epoch, sample_id = keys[0][order], keys[1][order]
     is_first = np.ones(len(order), dtype=bool)
-    is_first[1:] = (np.diff(epoch) != 0) | (np.diff(sample_id) != 0)
+    is_first[1:] = (epoch[1:] != epoch[:-1]) | (sample_id[1:] != sample_id[:-1])
     at = np.arange(len(order))
     occurrence = np.empty(len(order), dtype=np.int32)
     occurrence[order] = at - np.maximum.accumulate(np.where(is_first, at, 0))
