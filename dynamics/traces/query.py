@@ -40,7 +40,7 @@ def query_runs(
     levels: pd.DataFrame | None = None,
     *,
     parameters: Sequence[Any] | Mapping[str, Any] = (),
-    tables: Mapping[str, pa.Table] | None = None,
+    tables: Mapping[str, pd.DataFrame] | None = None,
     memory_limit: int = MEMORY_LIMIT,
     threads: int | None = None,
 ) -> pd.DataFrame:
@@ -82,7 +82,7 @@ def query_runs(
         if levels is not None:
             connection.register("runs", pa.Table.from_pandas(levels, preserve_index=False))
         for name, table in (tables or {}).items():
-            connection.register(name, table)
+            connection.register(name, pa.Table.from_pandas(table, preserve_index=False))
         try:
             statements = connection.extract_statements(query)
             if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
@@ -99,11 +99,15 @@ def query_runs(
 def _connect(
     paths: Sequence[str], memory_limit: int, threads: int | None
 ) -> Iterator["duckdb.DuckDBPyConnection"]:
-    """A DuckDB in memory that can open these files only, with a temporary folder of its own."""
+    """A DuckDB in memory that can open these files only, with a temporary folder of its own.
+
+    Yields:
+        The connection.
+    """
     import duckdb
 
     with tempfile.TemporaryDirectory(prefix="dynamics-sql-") as folder:
-        settings = {
+        settings: dict[str, str | bool | int | float | list[str]] = {
             "threads": threads or os.cpu_count() or 1,
             "memory_limit": f"{memory_limit}B",
             "temp_directory": folder,
@@ -137,7 +141,7 @@ def _sample_queries(run: "Run", footers: Sequence[Footer], constants: str) -> li
         queries.append(
             f"SELECT *, {rank}::INTEGER AS rank, {attempt}::INTEGER AS attempt{constants} "
             f"FROM read_parquet([{listed}], union_by_name = true)"
-            + (f" WHERE step < {min(fences)}" if fences else "")
+            + (f" WHERE step < {min(fences)}" if fences else "")  # all of it ours: names are quoted
         )
     if queries and any(attempt.world_size > 1 for attempt in run.attempts):
         return [_number_occurrences(" UNION ALL BY NAME ".join(queries))]
@@ -168,7 +172,7 @@ def _constants(levels: pd.DataFrame | None) -> dict[str | None, str]:
     types = {name: kinds.get(levels[name].dtype.kind, "VARCHAR") for name in levels}
     return {
         row["run"]: "".join(
-            f", {'NULL' if pd.isna(value) else _text(str(value))}::{types[name]} AS {_quote(name)}"
+            f", {'NULL' if pd.isna(value) else _text(str(value))}::{types[name]} AS {_quote(str(name))}"
             for name, value in row.items()
         )
         for row in levels.to_dict("records")
@@ -207,7 +211,7 @@ def factor_columns(table: pd.DataFrame) -> pd.DataFrame:
     taken |= {"run", "rank", "attempt"}
     result = table[["run"]].copy()
     for factor in [name for name in table if name != "run"]:
-        name = f"factor_{factor}" if factor.lower() in taken else factor
+        name = f"factor_{factor}" if str(factor).lower() in taken else factor
         values = table[factor]
         is_plain = values.dtype.kind in "iufb"
         result[name] = values if is_plain else [_as_text(value) for value in values]

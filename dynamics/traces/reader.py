@@ -3,7 +3,7 @@
 Rows that a resumed run has replaced are left out, so each (epoch, sample, occurrence) is read once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,18 +15,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dynamics.traces.errors import SchemaError, TraceError
+from dynamics.traces.errors import TraceError
 from dynamics.traces.layout import RUN_FILE, nothing_there, read_json
 from dynamics.traces.parts import Part, list_parts, open_part
+from dynamics.traces.query import MEMORY_LIMIT, query_runs
 from dynamics.traces.resume import Attempt, fences_over, read_attempts
 from dynamics.traces.row_groups import Footer, Selection, read_footers
-from dynamics.traces.scan import complete, scan, scan_epochs
+from dynamics.traces.scan import check_columns, complete, scan, scan_epochs
 from dynamics.traces.schema import (
     BLOCK_PREFIX,
     TABLES,
     Table,
     check_schema_version,
-    unknown_column,
 )
 from dynamics.traces.vectors import VectorFile, list_vectors, read_vector
 
@@ -189,6 +189,43 @@ class Run:
             )
         ]
 
+    def sql(
+        self,
+        query: str,
+        parameters: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        tables: Mapping[str, pd.DataFrame] | None = None,
+        memory_limit: int = MEMORY_LIMIT,
+        threads: int | None = None,
+    ) -> pd.DataFrame:
+        """Answer a SELECT over `samples`, `scalars`, `events` and `roster`, by DuckDB.
+
+        Rows that a resumed run has replaced are not there. `samples` also has `rank` and `attempt`,
+        and rows of a sample's second presentation in an epoch, whose `occurrence` is above 0.
+
+        Args:
+            query: One SELECT in DuckDB's dialect; `"grad_norm/0"` needs its quotes.
+            parameters: Values for `?` or `$name` in the query.
+            tables: Further tables by name.
+            memory_limit: Bytes that DuckDB may use; past them it writes to a temporary folder.
+            threads: Threads; as many as there are cores by default.
+
+        Returns:
+            The answer.
+
+        Raises:
+            ValueError: If the query is not one SELECT, or DuckDB refuses it.
+            CorruptTraceError: If a part is damaged: every part is hashed before DuckDB reads it.
+        """
+        return query_runs(
+            query,
+            {None: self},
+            parameters=parameters,
+            tables=tables,
+            memory_limit=memory_limit,
+            threads=threads,
+        )
+
     def parts(self, table: str) -> list[Part]:
         """Files of a table, in the order in which they were recorded."""
         return list_parts(self.path, table)
@@ -214,9 +251,7 @@ class Run:
         epochs: Iterable[int] | None = None,
     ) -> Iterator[pa.Table]:
         spec = TABLES["samples"]
-        for column in columns or ():
-            if column not in spec.column_names and not column.startswith(BLOCK_PREFIX):
-                raise SchemaError(unknown_column(column, spec))
+        check_columns(columns or ())
         keys = ["step", "epoch", "sample_id", "occurrence"]
         wanted = None if columns is None else [*dict.fromkeys([*keys, *columns])]
         names = wanted or self.column_names()

@@ -144,7 +144,7 @@ class Selection:
 
     epochs: np.ndarray | None = None
     sample_ids: np.ndarray | None = None
-    between: tuple[int, int] | None = None
+    between: tuple[float, float] | None = None
     is_first: bool = False
 
     def may_hold(self, footer: Footer) -> np.ndarray:

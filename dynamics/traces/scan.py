@@ -11,7 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from dynamics.traces.errors import SchemaError
 from dynamics.traces.resume import Attempt, fences_over
 from dynamics.traces.row_groups import (
     Footer,
@@ -22,7 +24,7 @@ from dynamics.traces.row_groups import (
     read,
 )
 from dynamics.traces.rows import replace_column
-from dynamics.traces.schema import SAMPLES, Status
+from dynamics.traces.schema import BLOCK_PREFIX, SAMPLES, Status, unknown_column
 
 ROWS_IN_MEMORY = 4 * 2**20
 _ORDER = ("epoch", "sample_id", "step", "rank", "occurrence")
@@ -68,6 +70,20 @@ def scan(
             yield rows
 
 
+def check_columns(columns: Sequence[str]) -> None:
+    """Refuse columns that `samples` cannot have.
+
+    Args:
+        columns: Names of columns.
+
+    Raises:
+        SchemaError: If one is neither a column of the schema nor that of a block.
+    """
+    for column in columns:
+        if column not in _TYPES and not column.startswith(BLOCK_PREFIX):
+            raise SchemaError(unknown_column(column, SAMPLES))
+
+
 def complete(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
     """The columns asked for and no others, those that are not there filled with missing values."""
     for name in columns:
@@ -75,6 +91,34 @@ def complete(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
             kind = _TYPES.get(name, pa.float32())
             rows = rows.append_column(name, pa.nulls(rows.num_rows, kind))
     return rows.select(columns)
+
+
+def comes_in_order(footers: Sequence[Footer], attempts: Sequence[Attempt]) -> bool:
+    """Whether `scan` gives every sample's rows in the order of their epochs, by the footers.
+
+    It does for a run of one rank, compacted or not. Ranks record the same epochs side by side.
+
+    Args:
+        footers: Footers of the parts, in the order of recording.
+        attempts: Attempts of the run.
+
+    Returns:
+        True if, of two parts with samples in common, the later one starts at no earlier epoch than
+        the other ends with.
+    """
+    if any(attempt.world_size > 1 for attempt in attempts):
+        return False
+    lasts = [
+        min([f.epochs[:, 1].max(), *(e for _, e in fences_over(f.part.name.attempt, attempts))])
+        for f in footers
+    ]
+    last, first = np.array(lasts), np.array([f.epochs[:, 0].min() for f in footers])
+    low = np.array([f.sample_ids[:, 0].min() for f in footers])
+    high = np.array([f.sample_ids[:, 1].max() for f in footers])
+    return not any(
+        ((low[:k] <= high[k]) & (high[:k] >= low[k]) & (last[:k] > first[k])).any()
+        for k in range(1, len(footers))
+    )
 
 
 def scan_epochs(
@@ -97,8 +141,9 @@ def scan_epochs(
     is_parallel = any(attempt.world_size > 1 for attempt in attempts)
     wanted = [*dict.fromkeys([*columns, *(_ORDER if is_parallel else ())])]
     selection = selection or Selection()
-    for between in epoch_ranges(footers):
-        within = replace(selection, between=between)
+    first, last = selection.between or (-np.inf, np.inf)
+    for low, high in epoch_ranges(footers):
+        within = replace(selection, between=(max(low, first), min(high, last)))
         pieces: dict[int, list[pa.Table]] = {}
         for rows in scan(footers, attempts, wanted, within):
             for epoch, piece in _split(rows):
@@ -106,6 +151,43 @@ def scan_epochs(
         for epoch in sorted(pieces):
             rows = pa.concat_tables(pieces.pop(epoch), promote_options="default")
             yield epoch, complete(number_occurrences(rows) if is_parallel else rows, columns)
+
+
+def iter_first(
+    footers: Sequence[Footer],
+    attempts: Sequence[Attempt],
+    columns: Sequence[str],
+    *,
+    until_epoch: int | None = None,
+    epoch_by_epoch: bool = False,
+) -> Iterator[dict[str, np.ndarray]]:
+    """First presentations, one of each (epoch, sample), each sample's in the order of its epochs.
+
+    Args:
+        footers: Footers of the parts.
+        attempts: Attempts of the run.
+        columns: Columns wanted beside `epoch` and `sample_id`.
+        until_epoch: Last epoch wanted; all by default.
+        epoch_by_epoch: Whether one epoch whole must follow the other.
+
+    Yields:
+        Arrays by column, missing values NaN; a column without any value may be left out.
+    """
+    last = np.inf if until_epoch is None else until_epoch
+    selection = Selection(between=(-np.inf, last))
+    keys = ["epoch", "sample_id", "occurrence"]
+    if epoch_by_epoch or not comes_in_order(footers, attempts):
+        wanted = [*dict.fromkeys([*keys, *columns])]
+        epochs = scan_epochs(footers, attempts, wanted, selection)
+        tables: Iterator[pa.Table] = (rows for _, rows in epochs)
+    else:
+        tables = scan(footers, attempts, columns, selection)
+    for rows in tables:
+        is_first = pc.equal(rows["occurrence"], 0)
+        first = rows if pc.all(is_first).as_py() else rows.filter(is_first)
+        if first.num_rows:
+            present = [c for c in ("epoch", "sample_id", *columns) if c in first.column_names]
+            yield {name: first[name].to_numpy() for name in present}
 
 
 def _split(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
