@@ -4,7 +4,6 @@ Rows that a resumed run has replaced are left out, so each (epoch, sample, occur
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -256,14 +255,12 @@ class Run:
         wanted = None if columns is None else [*dict.fromkeys([*keys, *columns])]
         names = wanted or self.column_names()
         yield _empty(spec, names)
-        selection = Selection(_ascending(epochs), _ascending(sample_ids))
-        if any(attempt.world_size > 1 for attempt in self.attempts):
-            # A rank does not know what the others have seen, so an epoch is numbered as a whole.
-            for _, rows in scan_epochs(self.footers(), self.attempts, names, selection):
-                yield rows if repeats else rows.filter(pc.field("occurrence") == 0)
+        footers, attempts = self.footers(), self.attempts
+        selection = Selection(_ascending(epochs), _ascending(sample_ids), is_first=not repeats)
+        if any(attempt.world_size > 1 for attempt in attempts):
+            yield from (t for _, t in scan_epochs(footers, attempts, names, selection))
         else:
-            selection = replace(selection, is_first=not repeats)
-            yield from scan(self.footers(), self.attempts, wanted, selection)
+            yield from scan(footers, attempts, wanted, selection)
 
     def _read(self, spec: Table) -> pa.Table:
         parts = self.parts(spec.name)

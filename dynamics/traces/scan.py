@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dynamics.traces.errors import SchemaError
 from dynamics.traces.resume import Attempt, fences_over
@@ -144,13 +143,18 @@ def scan_epochs(
     first, last = selection.between or (-np.inf, np.inf)
     for low, high in epoch_ranges(footers):
         within = replace(selection, between=(max(low, first), min(high, last)))
+        # A rank does not know what the others have seen, so an epoch is numbered as a whole.
+        recorded = replace(within, is_first=within.is_first and not is_parallel)
         pieces: dict[int, list[pa.Table]] = {}
-        for rows in scan(footers, attempts, wanted, within):
+        for rows in scan(footers, attempts, wanted, recorded):
             for epoch, piece in _split(rows):
                 pieces.setdefault(epoch, []).append(piece)
         for epoch in sorted(pieces):
             rows = pa.concat_tables(pieces.pop(epoch), promote_options="default")
-            yield epoch, complete(number_occurrences(rows) if is_parallel else rows, columns)
+            if is_parallel:
+                rows = number_occurrences(rows)
+                rows = rows.take(np.flatnonzero(within.holds(rows)))
+            yield epoch, complete(rows, columns)
 
 
 def iter_first(
@@ -173,21 +177,16 @@ def iter_first(
     Yields:
         Arrays by column, missing values NaN; a column without any value may be left out.
     """
-    last = np.inf if until_epoch is None else until_epoch
-    selection = Selection(between=(-np.inf, last))
-    keys = ["epoch", "sample_id", "occurrence"]
+    between = None if until_epoch is None else (-np.inf, until_epoch)
+    selection = Selection(between=between, is_first=True)
     if epoch_by_epoch or not comes_in_order(footers, attempts):
-        wanted = [*dict.fromkeys([*keys, *columns])]
-        epochs = scan_epochs(footers, attempts, wanted, selection)
+        epochs = scan_epochs(footers, attempts, ["epoch", "sample_id", *columns], selection)
         tables: Iterator[pa.Table] = (rows for _, rows in epochs)
     else:
         tables = scan(footers, attempts, columns, selection)
     for rows in tables:
-        is_first = pc.equal(rows["occurrence"], 0)
-        first = rows if pc.all(is_first).as_py() else rows.filter(is_first)
-        if first.num_rows:
-            present = [c for c in ("epoch", "sample_id", *columns) if c in first.column_names]
-            yield {name: first[name].to_numpy() for name in present}
+        present = (c for c in ("epoch", "sample_id", *columns) if c in rows.column_names)
+        yield {name: rows[name].to_numpy() for name in present}
 
 
 def _split(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
