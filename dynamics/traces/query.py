@@ -61,6 +61,7 @@ def query_runs(
 
     Raises:
         ValueError: If the query is not one SELECT, or DuckDB refuses it.
+        MemoryError: If it needs more than the limit and cannot do it by parts.
     """
     import duckdb  # a quarter of a second, which those who write no SQL need not wait
 
@@ -91,6 +92,8 @@ def query_runs(
                     f"{', '.join(s.type.name for s in statements) or 'no statement'}."
                 )
             return connection.execute(statements[0], parameters).df()
+        except duckdb.OutOfMemoryException as error:
+            raise MemoryError(f"memory_limit of {memory_limit:,} bytes: {error}") from None
         except duckdb.Error as error:
             raise ValueError(f"{error}\n{_describe_tables(connection)}") from None
 
@@ -138,10 +141,10 @@ def _sample_queries(run: "Run", footers: Sequence[Footer], constants: str) -> li
     for (rank, attempt), files in paths.items():
         fences = [step for step, _ in fences_over(attempt, run.attempts)]
         listed = ", ".join(_text(str(path)) for path in files)
+        live = f" WHERE step < {min(fences)}" if fences else ""
         queries.append(
-            f"SELECT *, {rank}::INTEGER AS rank, {attempt}::INTEGER AS attempt{constants} "
-            f"FROM read_parquet([{listed}], union_by_name = true)"
-            + (f" WHERE step < {min(fences)}" if fences else "")  # all of it ours: names are quoted
+            f"SELECT *, {rank}::INTEGER AS rank, {attempt}::INTEGER AS attempt{constants} "  # noqa: S608  # paths are quoted
+            f"FROM read_parquet([{listed}], union_by_name = true){live}"
         )
     if queries and any(attempt.world_size > 1 for attempt in run.attempts):
         return [_number_occurrences(" UNION ALL BY NAME ".join(queries))]
@@ -150,11 +153,13 @@ def _sample_queries(run: "Run", footers: Sequence[Footer], constants: str) -> li
 
 def _number_occurrences(query: str) -> str:
     """As `scan.number_occurrences`: a rank does not know what the others have seen."""
+    number = "row_number() OVER (PARTITION BY epoch, sample_id ORDER BY step, rank, occurrence) - 1"
+    numbered = f"SELECT * REPLACE (CAST({number} AS INTEGER) AS occurrence) FROM ({query})"  # noqa: S608
+    bit = int(Status.REPEAT)
     return (
-        "SELECT * REPLACE (CASE WHEN occurrence > 0 THEN status | {bit} ELSE status & ~{bit} END "
-        "AS status) FROM (SELECT * REPLACE (CAST(row_number() OVER (PARTITION BY epoch, sample_id "
-        "ORDER BY step, rank, occurrence) - 1 AS INTEGER) AS occurrence) FROM ({query}))"
-    ).format(bit=int(Status.REPEAT), query=query)
+        f"SELECT * REPLACE (CASE WHEN occurrence > 0 THEN status | {bit} ELSE status & ~{bit} END "  # noqa: S608
+        f"AS status) FROM ({numbered})"
+    )
 
 
 def _no_rows(constants: str) -> str:
@@ -170,11 +175,13 @@ def _constants(levels: pd.DataFrame | None) -> dict[str | None, str]:
         return {}
     kinds = {"i": "BIGINT", "u": "BIGINT", "f": "DOUBLE", "b": "BOOLEAN"}
     types = {name: kinds.get(levels[name].dtype.kind, "VARCHAR") for name in levels}
+
+    def constant(name: str, value: Any) -> str:
+        literal = "NULL" if pd.isna(value) else _text(str(value))
+        return f", {literal}::{types[name]} AS {_quote(name)}"
+
     return {
-        row["run"]: "".join(
-            f", {'NULL' if pd.isna(value) else _text(str(value))}::{types[name]} AS {_quote(str(name))}"
-            for name, value in row.items()
-        )
+        row["run"]: "".join(constant(str(name), value) for name, value in row.items())
         for row in levels.to_dict("records")
     }
 

@@ -214,6 +214,7 @@ class Run:
 
         Raises:
             ValueError: If the query is not one SELECT, or DuckDB refuses it.
+            MemoryError: If it needs more than the limit and cannot do it by parts.
             CorruptTraceError: If a part is damaged: every part is hashed before DuckDB reads it.
         """
         return query_runs(

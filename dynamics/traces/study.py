@@ -83,6 +83,7 @@ class Study:
 
         Raises:
             ValueError: If the query is not one SELECT, or DuckDB refuses it.
+            MemoryError: If it needs more than the limit and cannot do it by parts.
             CorruptTraceError: If a part is damaged.
         """
         return query_runs(
