@@ -84,6 +84,28 @@ class ObservedBatch:
             self.later[_zero_weight] = (self.factor,)
 
 
+def observed(
+    losses: Tensor,
+    sample_id: Tensor,
+    logits: Tensor | None,
+    labels: Tensor | None,
+    weights: Tensor | None,
+    step: int,
+    epoch: int,
+) -> ObservedBatch:
+    """What a loop hands over as a batch: detached, on the losses' device, ids and labels copied."""
+    device = losses.device
+    return ObservedBatch(
+        step=step,
+        epoch=epoch,
+        sample_id=sample_id.to(device, torch.int64, copy=True),
+        losses=losses.detach(),
+        logits=None if logits is None else logits.detach(),
+        labels=None if labels is None else labels.to(device, torch.int64, copy=True),
+        weights=None if weights is None else weights.detach().to(device),
+    )
+
+
 def _relative(factors: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
     relative = torch.cat([factor / factor.mean() for (factor,) in factors])
     is_zero = torch.cat([factor for (factor,) in factors]) == 0

@@ -1,30 +1,31 @@
 """The recorder: one added line in a training loop, and a durable trace of what happened in it."""
 
 import contextlib
-import math
-import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import pandas as pd
-from torch import Tensor, int64, nn
+from torch import Tensor, nn
 
-from dynamics.traces import TraceError, TraceWriter, begin_attempt, create_run, open_run
-from dynamics.traces.layout import RUN_FILE, run_folder
+from dynamics.traces import TraceError
+from dynamics.traces.layout import run_folder
 from dynamics.traces.resume import check_folder
-from probes.batch import ObservedBatch
+from dynamics.traces.writer import OnError
+from probes.batch import ObservedBatch, observed
+from probes.findings import finding_rows
+from probes.launch import bare, open_launch, place_in_group
 from probes.measurements import Measurements
-from probes.probe import Event, Probe, Scalar, Vector, order_probes, scalar_columns
-from probes.roster import KnownIds, LabelLedger, check_roster
+from probes.probe import Event, Finding, Probe, Scalar, Vector, order_probes
+from probes.recording import Recording
+from probes.roster import KnownIds, check_roster
 from probes.run_info import describe_run
-from probes.scale import watch_factor
-from probes.staging import Staging, copy_to_host
 from probes.step_counter import StepCounter
+from probes.termination import Termination
 from probes.validation import check_batch
-
-_MAX_UNFINISHED = 64  # batches whose backward pass has not come; evaluation loops never have one
+from probes.watch import Watch
 
 
 class Recorder:
@@ -34,6 +35,10 @@ class Recorder:
     counts epochs where there are any. Steps are counted by a hook on `Optimizer.step` of any
     optimiser that holds a parameter of the model. Training is the same with and without the
     recorder: parameters are bit-identical on the CPU.
+
+    Once `torch.distributed` is initialised, each process enters a recorder of its own on the same
+    folder; each writes its own rows, and rank 0 takes the measurements. SIGTERM flushes at the next
+    step (see probes/termination.py).
 
     Args:
         out: Folder of the run. Its last part is the run's name.
@@ -47,6 +52,12 @@ class Recorder:
         repeats: Allow a sample more than once in a batch (sampling with replacement).
         resume: Take up the run in this folder again. Call `load_state_dict` with the state of the
             checkpoint before the first batch; without it, training is taken to restart from 0.
+        on_error: What to do when the trace cannot be written any more: the disk is full, a right or
+            the folder is gone. `disable` lets training go on without being observed: probes are
+            detached, a warning and an event `recording_disabled` say why, and what is in memory
+            (at most 256 MiB) is written if that becomes possible before the end. `raise` raises a
+            TraceError at the next call. `block` holds training up until writing succeeds. Mistakes
+            in what is passed, and a run that another process has taken over, always raise.
 
     Raises:
         TraceError: If the folder already holds rows and `resume` is False, or holds none to resume.
@@ -63,10 +74,13 @@ class Recorder:
         config: Mapping[str, Any] | None = None,
         repeats: bool = False,
         resume: bool = False,
+        on_error: OnError = "disable",
     ) -> None:
+        if on_error not in get_args(OnError):
+            raise ValueError(f"on_error is one of {get_args(OnError)}, not {on_error!r}.")
         path = Path(out)
         self.path = run_folder(path.parent, path.name)
-        self.model: nn.Module = getattr(model, "_orig_mod", model)  # of torch.compile's wrapper
+        self.model = bare(model)
         self.probes = order_probes(probes)
         self._roster = None if roster is None else check_roster(roster)
         self._known = (
@@ -76,30 +90,31 @@ class Recorder:
         self._config = dict(config or {})
         self._repeats = repeats
         self._resume = resume
-        check_folder(self.path, resume=resume)
+        self._on_error = on_error
+        if place_in_group() == (0, 1):  # else rank 0 may have begun, and tells the others later
+            check_folder(self.path, resume=resume)
         self.epoch = 0
-        self._run_id = uuid.uuid4().hex
         self._loaded_epoch: int | None = None
         self._counts_epochs = False
         self._measurements = Measurements(self.probes, self.model)
-        self._unfinished: list[ObservedBatch] = []
+        self._watch = Watch(self.probes, self._stage)
         self._cleanup = contextlib.ExitStack()
         self._steps: StepCounter | None = None
-        self._staging: Staging | None = None
-        self._held: list[tuple[str, dict[str, list[Any]]]] = []
+        self._recording: Recording | None = None
+        self._is_disabled = False
+        self._termination = Termination(self._save_before_end)
 
     def __enter__(self) -> Self:
-        try:
-            for probe in self.probes:
-                self._cleanup.callback(probe.detach)
-                probe.attach(self.model)
-            self._steps = StepCounter(self.model, self._begin_step)
-            self._cleanup.callback(self._steps.handle.remove)
-            self._open_folder()
-        except BaseException:
-            self._cleanup.close()
-            raise
-        self._begin_step()
+        with contextlib.ExitStack() as stack:
+            self._watch.attach(self.model)
+            stack.callback(self._watch.detach)
+            self._steps = StepCounter(self.model, self._after_step)
+            stack.callback(self._steps.handle.remove)
+            launch = open_launch(self.path, resume=self._resume, describe=self._describe)
+            self._recording = Recording(self.path, launch, self._roster, self._on_error)
+            self._termination.install()
+            self._cleanup = stack.pop_all()
+        self._watch.begin_step(self.step)
         return self
 
     def __exit__(
@@ -109,7 +124,7 @@ class Recorder:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if error is not None and (self._staging is not None or self._unfinished):
+            if error is not None and self._has_rows():
                 self.event("interrupted", type(error).__name__, str(error))
             self.close(clean=error is None)
         except TraceError as failure:
@@ -128,23 +143,23 @@ class Recorder:
         Args:
             clean: Whether training came to its end; False leaves the run marked as interrupted.
         """
+        recording = self._recording
+        if recording is None:
+            return
         with self._cleanup:
-            if self._staging is None and not self._unfinished:
-                return
-            staging = self._trace()
             try:
                 if clean:
-                    self._finish(self._unfinished)
-                for batch in self._unfinished:
-                    batch.add_weight_and_status()
-                    self._stage(batch)
-                staging.drain()
+                    self._watch.finish_all()
+                if self._termination.is_requested:
+                    self._save_before_end()
+                self._watch.give_up()
             except BaseException:
                 clean = False
                 raise
             finally:
-                self._unfinished, self._staging, self._steps = [], None, None
-                staging.writer.close(clean=clean)
+                self._recording = self._steps = None
+                recording.close(clean=clean and not self._is_disabled)
+        self._termination.remove()
 
     def epochs(self, n: int, *, start: int | None = None) -> Iterator[int]:
         """Count epochs, and run what is scheduled between them.
@@ -183,14 +198,18 @@ class Recorder:
             self.epoch = -1
             self._measure(self._measurements.due_after_epoch(-1))
         self.epoch = epoch
-        self._begin_step()
+        if self._entered().launch.world_size > 1:
+            self._begin()  # here, where all ranks are at the same step
+        self._watch.begin_step(self.step)
 
     def end_epoch(self) -> None:
         """End the epoch in progress, and measure what is due; `epochs` does this."""
-        self._finish(self._unfinished)
+        self._watch.finish_all()
         self._measure(self._measurements.due_after_epoch(self.epoch))
-        self.event("epoch_end")
-        self._trace().drain()
+        if self._entered().launch.rank == 0:
+            self.event("epoch_end")
+        self._entered().drain()
+        self._termination.check()
 
     def observe(
         self,
@@ -218,29 +237,18 @@ class Recorder:
             ValueError: If shapes do not fit, a label or sample id is out of range, or a sample id
                 is repeated within the batch; what was recorded before stays.
         """
-        if self._steps is None:
-            raise RuntimeError("observe was called outside of `with Recorder(...) as recorder:`.")
+        self._entered()
+        if self._steps is not None:
+            self._steps.begin_iteration()
+        self._termination.check()
+        if self._is_off():
+            return
         check_batch(losses, sample_id, logits, labels, weights, self._known, self._repeats)
-        self._trace()  # a resumed run is fenced at the step of its first batch, so begin here
-        self._steps.begin_iteration()
-        self._finish([batch for batch in self._unfinished if batch.factor is not None])
+        self._begin()  # a resumed run is fenced at the step of its first batch, so begin here
+        self._watch.finish_seen()
         self._measure(self._measurements.due_at_step(self.step, self._counts_epochs))
-        batch = ObservedBatch(
-            step=self.step,
-            epoch=self.epoch,
-            sample_id=sample_id.to(losses.device, int64, copy=True),
-            losses=losses.detach(),
-            logits=None if logits is None else logits.detach(),
-            labels=None if labels is None else labels.to(losses.device, int64, copy=True),
-            weights=None if weights is None else weights.detach().to(losses.device),
-        )
-        for probe in self.probes:
-            probe.observe(batch)
-        if losses.requires_grad:
-            watch_factor(losses, batch, self._begin_backward)
-        self._unfinished.append(batch)
-        if len(self._unfinished) > _MAX_UNFINISHED:
-            self._finish(self._unfinished[:1])
+        batch = observed(losses, sample_id, logits, labels, weights, self.step, self.epoch)
+        self._watch.observe(batch, losses)
 
     def record(
         self,
@@ -260,7 +268,7 @@ class Recorder:
             stderr: Its standard error, if known.
             n: Number of samples that it rests on.
         """
-        self._write_scalars([Scalar(name, value, block=block, stderr=stderr, n=n)])
+        self._write([Scalar(name, value, block=block, stderr=stderr, n=n)])
 
     def event(self, name: str, subject: str | None = None, detail: str | None = None) -> None:
         """Record that something happened.
@@ -270,26 +278,31 @@ class Recorder:
             subject: What it is about.
             detail: The rest, as text.
         """
-        row: dict[str, list[Any]] = {"step": [self.step], "epoch": [self.epoch], "name": [name]}
-        row |= {"subject": [subject], "detail": [detail]}
-        self._append("events", row)
+        self._write([Event(name, subject, detail)])
 
     # Checkpoints
 
     def flush(self) -> None:
-        """Return when every finished batch and every value recorded so far is durable."""
-        self._finish([batch for batch in self._unfinished if batch.factor is not None])
-        self._trace().drain()
-        self._trace().writer.flush()
+        """Return when every finished batch and every value recorded so far is durable.
+
+        With `on_error="disable"` it returns also when that has failed; a warning follows.
+        """
+        self._watch.finish_seen()
+        self._entered().flush()
+        self._is_off()
 
     def state_dict(self) -> dict[str, int | str]:
         """State for the user's checkpoint; everything recorded before is durable on return.
+
+        With several processes, call it in each, and let one save the checkpoint when all have
+        returned: `state = recorder.state_dict(); dist.barrier(); if rank == 0: torch.save(...)`.
 
         Returns:
             Numbers and text only, so it loads under `torch.load(weights_only=True)`.
         """
         self.flush()
-        return {"run_id": self._run_id, "step": self.step, "epoch": self.epoch}
+        run_id = self._entered().launch.run_id
+        return {"run_id": run_id, "step": self.step, "epoch": self.epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; call it after entering and before the first batch.
@@ -302,99 +315,80 @@ class Recorder:
         Raises:
             ValueError: If the state is not of this run, or a batch has already been recorded.
         """
-        if self._staging is not None or self._steps is None or not self._resume:
+        recording, steps = self._recording, self._steps
+        if recording is None or steps is None or recording.has_begun or not self._resume:
             raise ValueError(
                 "load_state_dict comes before the first batch, in a Recorder(..., resume=True)."
             )
-        if state.get("run_id") != self._run_id:
+        run_id = recording.launch.run_id
+        if state.get("run_id") != run_id:
             raise ValueError(
                 f"The checkpoint is of run {state.get('run_id')}, but {self.path} holds run "
-                f"{self._run_id}. Resume in the folder that the checkpoint was saved from."
+                f"{run_id}. Resume in the folder that the checkpoint was saved from."
             )
-        self._steps.start = int(state["step"])
+        steps.start = int(state["step"])
         self.epoch = self._loaded_epoch = int(state["epoch"])
-        self._begin_step()
+        self._watch.begin_step(self.step)
 
-    # Behind the scenes
-
-    def _open_folder(self) -> None:
-        if self._resume:
-            self._run_id = str(open_run(self.path).info["run_id"])
-            return
-        (self.path / RUN_FILE).unlink(missing_ok=True)  # of a run that has recorded nothing
+    def _describe(self) -> dict[str, Any]:
         info = describe_run(self.model, self.probes, self._roster)
-        info |= {"run_id": self._run_id, "data": self._data, "config": self._config}
-        create_run(self.path, info)
+        return info | {"data": self._data, "config": self._config}
 
-    def _trace(self) -> Staging:
-        """Where rows go; the first row begins the attempt, when it is known where that starts."""
-        if self._staging is None:
-            attempt = begin_attempt(
-                self.path, from_step=self.step, from_epoch=self.epoch if self.step else -1
+    def _entered(self) -> Recording:
+        if self._recording is None:
+            raise RuntimeError("This was called outside of `with Recorder(...) as recorder:`.")
+        return self._recording
+
+    def _begin(self) -> None:
+        self._entered().begin(self.step, self.epoch if self.step else -1)
+
+    def _has_rows(self) -> bool:
+        recording = self._recording
+        return recording is not None and (recording.has_begun or self._watch.has_unfinished)
+
+    def _is_off(self) -> bool:
+        """Whether recording is disabled. Asked where no probe is at work: it may happen here."""
+        failure = self._entered().failure
+        if failure is not None and self._on_error == "disable" and not self._is_disabled:
+            self._is_disabled = True
+            self._watch.give_up()
+            self._watch.detach()
+            self._entered().drain()
+            kind, text = type(failure).__name__, str(failure)
+            self.event("recording_disabled", kind, text)
+            warnings.warn(
+                f"Recording into {self.path} stopped at step {self.step}, and training goes on: "
+                f"{kind}: {text}. What is in memory is written if that becomes possible before "
+                "the end; later batches are not recorded.",
+                stacklevel=3,
             )
-            writer = TraceWriter(self.path, attempt=attempt)
-            if attempt > 0:
-                earlier = open_run(self.path).samples(columns=[], epochs=[self.epoch], repeats=True)
-                writer.seen(self.epoch, earlier["sample_id"].to_numpy())
-            if self._roster is not None and not open_run(self.path).parts("roster"):
-                roster = {str(name): c.to_numpy() for name, c in self._roster.items()}
-                writer.append("roster", roster)
-            self._staging = Staging(writer, LabelLedger() if self._roster is None else None)
-            for table, columns in self._held:
-                writer.append(table, columns)
-            self._held.clear()
-        return self._staging
+        return self._is_disabled
 
-    def _begin_step(self) -> None:
-        for probe in self.probes:
-            probe.begin_step(self.step)
+    def _after_step(self) -> None:
+        self._watch.begin_step(self.step)
+        self._termination.check()
 
-    def _begin_backward(self, batch: ObservedBatch) -> None:
-        for probe in self.probes:
-            probe.begin_backward(batch)
+    def _save_before_end(self) -> None:
+        if self._has_rows():
+            self.event("sigterm")
+            self.flush()
 
     def _measure(self, due: Sequence[Probe]) -> None:
-        if due:
-            findings = self._measurements.take(due, self.step, self.epoch)
-            self._write_scalars([f for f in findings if isinstance(f, Scalar)])
-            for event in (f for f in findings if isinstance(f, Event)):
-                self.event(event.name, event.subject, event.detail)
-            for vector in (f for f in findings if isinstance(f, Vector)):
-                append = self._trace().writer.append_vector
-                values = copy_to_host(vector.values)()
-                append(vector.name, values, step=self.step, epoch=self.epoch)
-            self._begin_step()
+        if due and not self._is_disabled and self._entered().launch.rank == 0:
+            self._write(self._measurements.take(due, self.step, self.epoch))
+            self._watch.begin_step(self.step)
 
-    def _write_scalars(self, scalars: list[Scalar]) -> None:
-        for scalar in scalars:
-            if not math.isfinite(scalar.value):
-                self.event("non_finite", scalar.name, f"block {scalar.block}: {scalar.value}")
-        place = {"step": [self.step] * len(scalars), "epoch": [self.epoch] * len(scalars)}
-        if scalars:
-            self._append("scalars", place | scalar_columns(scalars))
-
-    def _append(self, table: str, columns: dict[str, list[Any]]) -> None:
+    def _write(self, findings: Sequence[Finding]) -> None:
+        recording = self._entered()
         # Between load_state_dict and the first epoch or batch, nobody knows yet where the loop
-        # restarts, and the fence of the new attempt says where.
-        unknown = self._loaded_epoch is not None and not self._counts_epochs
-        if self._staging is None and unknown:
-            self._held.append((table, columns))
-        else:
-            self._trace().writer.append(table, columns)
-
-    def _finish(self, batches: Sequence[ObservedBatch]) -> None:
-        for batch in list(batches):
-            self._unfinished.remove(batch)
-            try:
-                batch.add_weight_and_status()
-                for probe in self.probes:
-                    probe.finish(batch)
-            finally:
-                self._stage(batch)
+        # restarts, and the fence of the new attempt says where: what is written waits for it.
+        if self._loaded_epoch is None or self._counts_epochs:
+            self._begin()
+        for table, columns in finding_rows(findings, step=self.step, epoch=self.epoch):
+            recording.append(table, columns)
+        for vector in (finding for finding in findings if isinstance(finding, Vector)):
+            recording.append_vector(vector.name, vector.values, self.step, self.epoch)
 
     def _stage(self, batch: ObservedBatch) -> None:
-        batch.columns["sample_id"] = batch.sample_id
-        if self._roster is None and batch.labels is not None:
-            batch.columns["label"] = batch.labels
-        batch.logits = None
-        self._trace().add(batch)
+        self._begin()
+        self._entered().add(batch)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from studies import trace_commands
 from studies.console import explained, fail, say
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 study_app = typer.Typer(help="Run a controlled experiment and report it.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
+trace_commands.register(app)
 
 
 class Noise(StrEnum):

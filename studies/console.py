@@ -6,7 +6,7 @@ from typing import Never
 
 import typer
 
-USAGE, CORRUPT = 2, 3
+FINDING, USAGE, CORRUPT = 1, 2, 3
 
 
 def say(text: str) -> None:

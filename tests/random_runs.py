@@ -1,168 +1,69 @@
-"""Runs made by chance, and what must be read from them, worked out row by row.
-
-Samples with ids of any kind are seen over several epochs and ranks, some twice, some values are
-missing, and training restarts once from an earlier step, with another number of ranks.
-"""
-
-import itertools
-from dataclasses import dataclass
-from pathlib import Path
-from unittest import mock
+"""Random runs: several attempts and ranks, fences, repeats, block columns, missing values."""
 
 import numpy as np
-import pandas as pd
 
 from dynamics import open_run
-from dynamics.traces import TraceWriter, begin_attempt, create_run, row_groups, rows, scan
-from dynamics.traces.layout import PartName, content_hash, write_durably
-from dynamics.traces.schema import SAMPLES
+from dynamics.traces import TraceWriter, begin_attempt, create_run
 
-VALUES = ("loss", "margin", "p_true", "el2n", "grad_norm", "correct")
-IDS = {
-    "dense": np.arange(9),
-    "from a million": 10**6 + np.arange(9),
-    "sparse": np.array([3, 17, 10**6, 10**9, 10**12, 5, 2, 8, 2**40]),
-    "63-bit": np.array([2**62 + 5, 2**63 - 1, 2**61, 0, 1, 2**62, 2**62 + 1, 2**33, 7]),
-    "negative": np.array([-5, -1, 0, 4, -(2**62), -(2**63), 2**63 - 1, 3, -2]),
+ID_KINDS = {
+    "dense": lambda rng, n: np.arange(n),
+    "sparse": lambda rng, n: np.sort(rng.choice(10**6, n, replace=False)) - 10**5,
+    "hashes": lambda rng, n: rng.integers(0, 2**62, n),
 }
 
 
-@dataclass
-class Made:
-    """A run, and the rows that count in it: first and later presentations, in order of time."""
-
-    path: Path
-    rows: pd.DataFrame
-
-    @property
-    def run(self):
-        return open_run(self.path)
-
-    @property
-    def first(self):
-        return self.rows[self.rows["occurrence"] == 0]
-
-
-def small_reads(per_group=4, per_read=8, in_memory=16):
-    """Row groups, reads and epoch ranges so small that a run of a hundred rows has many."""
-    return _Patches(
-        mock.patch.object(rows, "_ROWS_PER_GROUP", per_group),
-        mock.patch.object(row_groups, "ROWS_PER_READ", per_read),
-        mock.patch.object(scan, "ROWS_IN_MEMORY", in_memory),
-    )
-
-
-class _Patches:
-    def __init__(self, *patches):
-        self.patches = patches
-
-    def __enter__(self):
-        for patch in self.patches:
-            patch.start()
-
-    def __exit__(self, *error):
-        for patch in self.patches:
-            patch.stop()
-
-
-def make_run(path, seed, *, ids="dense", world_sizes=(1, 1), max_rows=7, epochs=4):
-    """A run of two attempts, the second from somewhere within the first."""
+def random_run(path, seed, *, ids="dense", n_attempts=3, ranks=(1, 2), n_samples=(1, 40)):
+    """A run whose attempts each restart somewhere before the end of the one before."""
     rng = np.random.default_rng(seed)
-    create_run(path, {})
-    recorded, start = [], (0, 0)
-    for attempt, world_size in enumerate(world_sizes):
-        recorded = [row for row in recorded if row["step"] < start[0]]
-        recorded += _attempt(path, rng, attempt, world_size, start, IDS[ids], max_rows, epochs)
-        steps = sorted({(row["step"], row["epoch"]) for row in recorded})
-        start = steps[rng.integers(len(steps))]
-    table = pd.DataFrame(recorded)
-    table = table.sort_values(["epoch", "sample_id", "step", "rank"], kind="stable")
-    table["occurrence"] = table.groupby(["epoch", "sample_id"]).cumcount()
-    return Made(path, table.sort_values(["step", "rank"], kind="stable"))
+    sample_ids = np.unique(ID_KINDS[ids](rng, int(rng.integers(*n_samples))))
+    create_run(path, {"run_id": f"{seed:032d}", "n_samples": len(sample_ids), "config": {}})
+    done = 0
+    for attempt in range(int(rng.integers(1, n_attempts + 1))):
+        done = continue_run(path, rng, sample_ids, done, first=attempt == 0, ranks=ranks)
+    return open_run(path)
 
 
-def _attempt(path, rng, attempt, world_size, start, ids, max_rows, epochs):
-    first_step, first_epoch = start
-    number = begin_attempt(
-        path, from_step=first_step, from_epoch=first_epoch, world_size=world_size
+def continue_run(path, rng, sample_ids, done, *, first=False, ranks=(1,), steps_per_epoch=4):
+    """One more attempt from a random step at or before `done`; returns the step it ends at."""
+    start = 0 if first else int(rng.integers(0, done + 1))
+    world = int(rng.choice(ranks))
+    attempt = begin_attempt(
+        path, from_step=start, from_epoch=start // steps_per_epoch, world_size=world
     )
-    writers = [
-        TraceWriter(path, attempt=number, rank=rank, max_rows=max_rows, max_seconds=1e9)
-        for rank in range(world_size)
-    ]
-    if attempt:
-        seen = open_run(path).samples(columns=[], epochs=[first_epoch], repeats=True)
-        for writer in writers:
-            writer.seen(first_epoch, seen["sample_id"].to_numpy())
-    step, recorded = first_step, []
-    for epoch in range(first_epoch, epochs):
-        chosen = rng.permutation(ids)[: rng.integers(1, len(ids) + 1)]
-        order = np.concatenate([chosen, rng.choice(chosen, rng.integers(0, 4))])
-        batch = 2 * world_size
-        for at in range(0, len(order), batch):
-            for rank, writer in enumerate(writers):
-                mine = order[at : at + batch][rank::world_size]
-                values = {name: rng.integers(0, 9, len(mine)) / 4 for name in VALUES}
-                values["correct"] = rng.integers(0, 2, len(mine)).astype(float)
-                for name, value in values.items():
-                    value[rng.random(len(mine)) < (1.0 if name == "el2n" and epoch else 0.3)] = None
-                if len(mine):
-                    keys = {"step": np.full(len(mine), step), "epoch": np.full(len(mine), epoch)}
-                    columns = keys | {"sample_id": mine, **values}
-                    writer.append("samples", columns)
-                    recorded += pd.DataFrame(columns | {"rank": rank}).to_dict("records")
-            step += 1
+    writers = [TraceWriter(path, attempt=attempt, rank=r, max_seconds=1e9) for r in range(world)]
+    seen = open_run(path).samples(columns=[], repeats=True, epochs=[start // steps_per_epoch])
+    for writer in writers:
+        writer.seen(start // steps_per_epoch, seen["sample_id"].to_numpy())
+    if first:
+        writers[0].append("roster", {"sample_id": sample_ids, "label": sample_ids % 3})
+    end = start + int(rng.integers(1, 13))
+    for step in range(start, end):
+        epoch, turn = divmod(step, steps_per_epoch)
+        order = np.random.default_rng(epoch).permutation(sample_ids)
+        batch = order[turn::steps_per_epoch]
+        if rng.random() < 0.2:
+            batch = np.concatenate([batch, order[:1]])  # seen again within the epoch
+        for rank, writer in enumerate(writers):
+            ids = batch[rank::world]
+            if len(ids):
+                writer.append("samples", sample_rows(rng, step, epoch, ids, attempt))
+            if rng.random() < 0.3:
+                writer.flush()
+        if turn == steps_per_epoch - 1:
+            row = {"step": [step + 1], "epoch": [epoch], "name": ["epoch_end"]}
+            writers[0].append("events", row)
+            value = {"name": ["accuracy"], "block": ["test"], "value": [float(rng.random())]}
+            writers[0].append("scalars", row | value)
     for writer in writers:
         writer.close()
-    return recorded
+    return end
 
 
-def as_buckets(made, path, *, n_buckets=3):
-    """The same rows as compaction leaves them: each part some of the samples, in every epoch."""
-    create_run(path, {})
-    begin_attempt(path, from_step=0, from_epoch=0)
-    folder = path / "samples" / "rank-00000"
-    folder.mkdir(parents=True)
-    table = _arrow(made)
-    edges = np.linspace(0, table.num_rows, n_buckets + 1).astype(int)
-    ids = table["sample_id"].to_numpy()
-    cuts = [np.searchsorted(ids, ids[edge]) for edge in edges[:-1]] + [len(ids)]
-    for number, (low, high) in enumerate(itertools.pairwise(cuts)):
-        if high > low:
-            data = rows.encode_part(table.slice(low, high - low), SAMPLES)
-            name = PartName(0, number, 0, int(made.rows["step"].max()), content_hash(data))
-            write_durably(folder, str(name), data)
-    return Made(path, made.rows)
-
-
-def _arrow(made):
-    table = made.rows.drop(columns="rank").copy()
-    table["status"] = np.where(table["occurrence"] > 0, 32, 0)
-    columns = {name: table[name].to_numpy() for name in table}
-    return rows.drop_non_finite(rows.to_arrow(SAMPLES, columns)).sort_by(
-        [("sample_id", "ascending"), ("epoch", "ascending"), ("occurrence", "ascending")]
-    )
-
-
-def naive_summary(first):
-    """One row per sample of the first presentations, by pandas, sample by sample."""
-    records = {}
-    for sample, of_sample in first.sort_values("epoch").groupby("sample_id"):
-        loss, p_true = of_sample["loss"].dropna(), of_sample["p_true"].dropna()
-        right = of_sample.dropna(subset="correct")
-        records[sample] = {
-            "n_observed": len(of_sample),
-            "mean_loss": loss.mean(),
-            "var_loss": loss.var(ddof=0),
-            "first_loss": loss.iloc[0] if len(loss) else np.nan,
-            "last_loss": loss.iloc[-1] if len(loss) else np.nan,
-            "first_learned": right.loc[right["correct"] == 1, "epoch"].min(),
-            "n_forgotten": int((right["correct"].diff() == -1).sum()),
-            "n_correct": int(right["correct"].sum()),
-            "aum": of_sample["margin"].mean(),
-            "mean_p_true": p_true.mean(),
-            "std_p_true": p_true.std(ddof=0),
-            "mean_el2n": of_sample["el2n"].mean(),
-            "mean_grad_norm": of_sample["grad_norm"].mean(),
-        }
-    return pd.DataFrame.from_dict(records, orient="index").sort_index()
+def sample_rows(rng, step, epoch, ids, attempt):
+    n = len(ids)
+    loss = np.where(rng.random(n) < 0.05, np.nan, rng.random(n))
+    rows = {"step": np.full(n, step), "epoch": np.full(n, epoch), "sample_id": ids, "loss": loss}
+    if attempt != 1:
+        rows["predicted"] = rng.integers(0, 5, n)
+        rows[f"grad_norm/{attempt}"] = rng.random(n)
+    return rows

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_runs import IDS, as_buckets, make_run, naive_summary, small_reads
+from made_runs import IDS, compacted, make_run, naive_summary, small_reads
 
 from dynamics.sample_reducer import BYTES_PER_SAMPLE, SampleIndex, SampleReducer
 from dynamics.summary import summarise_epochs, summarise_samples
@@ -37,7 +37,7 @@ def test_both_engines_agree_with_pandas_on_any_run(seed, ids, world_sizes, max_r
             Path(folder) / "a", seed, ids=ids, world_sizes=world_sizes, max_rows=max_rows
         )
         if buckets:
-            made = as_buckets(made, Path(folder) / "b")
+            made = compacted(made)
         until = seed % 5 - 1
         known = made.first[made.first["epoch"] <= until]
         for engine in ENGINES:
@@ -60,7 +60,7 @@ def test_both_engines_give_the_same_distribution_of_each_epoch(
     with tempfile.TemporaryDirectory() as folder, small_reads():
         made = make_run(Path(folder) / "a", seed, world_sizes=world_sizes)
         if buckets:
-            made = as_buckets(made, Path(folder) / "b")
+            made = compacted(made)
         groups = pd.Series({i: "ab"[i % 2] for i in range(7)}) if is_grouped else None
         by_numpy, by_sql = (
             summarise_epochs(made.run, "loss", groups=groups, engine=engine) for engine in ENGINES

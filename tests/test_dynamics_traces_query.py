@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_runs import IDS, make_run
+from made_runs import IDS, make_run
 from recorded import add_attempt, info, roster, scalar, study_runs, write_run, write_study
 
 from dynamics import open_run, open_study

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_runs import IDS, VALUES, as_buckets, make_run, small_reads
+from made_runs import IDS, VALUES, compacted, make_run, small_reads
 from recorded import write_run
 
 from dynamics import open_run
-from dynamics.traces import CorruptTraceError, TraceError, row_groups, rows
+from dynamics.traces import CorruptTraceError, TraceError, parts, row_groups, rows
 from dynamics.traces.row_groups import ROWS_PER_READ, Selection, in_threads, plan
 
 
@@ -32,7 +32,7 @@ def test_a_selection_reads_what_filtering_the_whole_would_give(
     with tempfile.TemporaryDirectory() as folder, small_reads():
         made = make_run(Path(folder) / "a", seed, ids=ids, world_sizes=world_sizes)
         if buckets:
-            made = as_buckets(made, Path(folder) / "b")
+            made = compacted(made)
         chosen = rng.choice(IDS[ids], 3)
         epochs = rng.integers(0, 5, 2)
         table = made.run.samples(sample_id=chosen, epochs=epochs, repeats=repeats)
@@ -76,8 +76,8 @@ def test_row_groups_are_read_about_as_many_rows_at_once_as_stated(tmp_path):
 def test_every_part_is_hashed_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
     run = sorted_run(tmp_path / "run")
     hashed = []
-    opened = row_groups.open_part
-    monkeypatch.setattr(row_groups, "open_part", lambda part: hashed.append(part) or opened(part))
+    hash_of = parts.content_hash
+    monkeypatch.setattr(parts, "content_hash", lambda data: hashed.append(1) or hash_of(data))
     run.samples(sample_id=1)
     run.samples()
     assert len(hashed) == len(run.parts("samples"))
@@ -97,7 +97,7 @@ def test_a_flipped_byte_anywhere_is_never_read_as_data(tmp_path, monkeypatch, is
     data = path.read_bytes()
     expected = run.samples()
     if is_known:
-        monkeypatch.setattr(row_groups, "_modified", lambda part: (0, 0))
+        monkeypatch.setattr(row_groups, "_stamp", lambda part: (0, 0, 0))
         run = open_run(run.path)
         run.footers()
     silent = []

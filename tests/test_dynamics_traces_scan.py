@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_runs import as_buckets, make_run, small_reads
+from made_runs import compacted, make_run, small_reads
 
 from dynamics.summary import iter_epochs
 from dynamics.traces import SchemaError, Status
-from dynamics.traces.scan import comes_in_order, epoch_ranges, iter_first, number_occurrences
+from dynamics.traces.occurrence import number_across_ranks
+from dynamics.traces.scan import comes_in_order, epoch_ranges, iter_first
 
 
 @settings(max_examples=8, deadline=None)
@@ -28,7 +29,7 @@ def test_epochs_come_ascending_each_whole_and_each_sample_once(
     with tempfile.TemporaryDirectory() as folder, small_reads():
         made = make_run(Path(folder) / "a", seed, world_sizes=world_sizes, max_rows=max_rows)
         if buckets:
-            made = as_buckets(made, Path(folder) / "b")
+            made = compacted(made)
         found = dict(iter_epochs(made.run, ["loss", "grad_norm/none"]))
         expected = {epoch: rows for epoch, rows in made.first.groupby("epoch")}
         assert list(found) == sorted(expected)
@@ -45,7 +46,7 @@ def test_first_presentations_stream_in_the_order_of_a_samples_epochs(seed, bucke
     with tempfile.TemporaryDirectory() as folder, small_reads():
         made = make_run(Path(folder) / "a", seed, max_rows=max_rows)
         if buckets:
-            made = as_buckets(made, Path(folder) / "b")
+            made = compacted(made)
         run, reached = made.run, {}
         n = 0
         for rows in iter_first(run.footers(), run.attempts, ["loss"]):
@@ -58,7 +59,7 @@ def test_first_presentations_stream_in_the_order_of_a_samples_epochs(seed, bucke
 
 
 def test_buckets_are_read_in_as_many_passes_as_memory_asks_for(tmp_path):
-    made = as_buckets(make_run(tmp_path / "a", 3), tmp_path / "b")
+    made = compacted(make_run(tmp_path / "a", 3))
     footers = made.run.footers()
     assert len(list(epoch_ranges(footers))) == 1
     with small_reads(in_memory=8):
@@ -70,9 +71,9 @@ def test_buckets_are_read_in_as_many_passes_as_memory_asks_for(tmp_path):
 def test_parts_of_one_rank_come_in_order_and_those_of_several_do_not(tmp_path):
     alone = make_run(tmp_path / "a", 0, world_sizes=(1,))
     both = make_run(tmp_path / "b", 0, world_sizes=(2,))
-    buckets = as_buckets(alone, tmp_path / "c")
     assert comes_in_order(alone.run.footers(), alone.run.attempts)
-    assert comes_in_order(buckets.run.footers(), buckets.run.attempts)
+    compacted(alone)
+    assert comes_in_order(alone.run.footers(), alone.run.attempts)
     assert not comes_in_order(both.run.footers(), both.run.attempts)
 
 
@@ -88,9 +89,9 @@ def test_occurrences_are_numbered_by_step_then_rank():
             "status": pa.array([0, 1, 32, 0], pa.int32()),
         }
     )
-    numbered = number_occurrences(rows)
-    assert numbered["occurrence"].to_pylist() == [1, 0, 0, 0]
-    assert numbered["status"].to_pylist() == [Status.REPEAT, 1, 0, 0]
+    numbered = number_across_ranks(rows)
+    assert numbered["occurrence"].to_pylist() == [0, 1, 0, 0]
+    assert numbered["status"].to_pylist() == [1, Status.REPEAT, 0, 0]
 
 
 def test_an_unknown_column_is_refused(tmp_path):

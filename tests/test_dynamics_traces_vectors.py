@@ -9,10 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from dynamics import open_run
-from dynamics.traces import CorruptTraceError, SchemaError, TraceError, TraceWriter, vectors
-from dynamics.traces.layout import content_hash
+from dynamics.traces import CorruptTraceError, SchemaError, TraceError, TraceWriter, outbox, schema
+from dynamics.traces.layout import content_hash, make_folder, write_durably
 from dynamics.traces.resume import begin_attempt, create_run
-from dynamics.traces.vectors import encode_vector, list_vectors, read_vector, write_vector
+from dynamics.traces.vectors import (
+    VECTORS,
+    encode_vector,
+    list_vectors,
+    read_vector,
+    vector_file_name,
+)
 
 RNG = np.random.default_rng(0)
 VALUES = {
@@ -32,7 +38,10 @@ def folder(tmp_path):
 
 def write(folder, name="fisher_diagonal", values=VALUES, *, attempt=0, step=4, epoch=0):
     data = encode_vector(values)
-    write_vector(folder, name, data, attempt=attempt, rank=0, step=step, epoch=epoch)
+    file = vector_file_name(name, data, attempt=attempt, step=step, epoch=epoch)
+    place = folder / VECTORS / "rank-00000"
+    make_folder(place)
+    write_durably(place, file, data)
 
 
 def assert_equal(found, expected=VALUES):
@@ -132,7 +141,7 @@ def parquet(metadata, values=(1.0, 2.0), column="value"):
     return bytes(sink.getvalue())
 
 
-GOOD = {"schema_version": vectors.SCHEMA_VERSION, "parameters": json.dumps([["a", [2]]])}
+GOOD = {"schema_version": schema.SCHEMA_VERSION, "parameters": json.dumps([["a", [2]]])}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +179,7 @@ def test_a_full_disk_keeps_the_vectors_for_the_next_flush(folder, monkeypatch):
     writer = TraceWriter(folder, attempt=0, max_seconds=1e9)
     writer.append_vector("fisher_diagonal", {"a": np.zeros(2)}, step=0, epoch=-1)
     writer.append_vector("fisher_diagonal", {"a": np.ones(2)}, step=4, epoch=0)
-    written = vectors.write_durably
+    written = outbox.write_durably
 
     def fails_at_the_second(place, name, data):
         if "epoch0" in name:
@@ -178,7 +187,7 @@ def test_a_full_disk_keeps_the_vectors_for_the_next_flush(folder, monkeypatch):
         written(place, name, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(vectors, "write_durably", fails_at_the_second)
+        patch.setattr(outbox, "write_durably", fails_at_the_second)
         with pytest.raises(TraceError, match="No space left on device"):
             writer.flush()
     assert open_run(folder).vectors()["epoch"].tolist() == [-1]

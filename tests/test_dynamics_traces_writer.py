@@ -1,19 +1,15 @@
 """What is appended is what lies on disk: once, typed, in immutable parts, or an error says why."""
 
 import json
-from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dynamics import open_run
 from dynamics.traces import Status, TraceWriter
 from dynamics.traces.layout import PartName, content_hash
 from dynamics.traces.resume import begin_attempt, create_run
-from dynamics.traces.writer import OccurrenceCounter
 
 
 @pytest.fixture
@@ -153,22 +149,6 @@ def test_a_weight_that_no_backward_pass_told_is_not_called_non_finite(folder, st
         Status.NO_BACKWARD,
         Status.NON_FINITE_OUTPUT,
     ]
-
-
-ids = st.sampled_from([0, 1, 2, 7, 2**31, 2**62 - 1, 2**62, 2**62 + 1])
-
-
-@given(st.lists(st.tuples(st.booleans(), st.lists(ids, max_size=6)), max_size=8))
-def test_occurrences_are_those_that_a_dict_counts(batches):
-    counter, epoch, seen = OccurrenceCounter(), 0, Counter()
-    for next_epoch, batch in batches:
-        if next_epoch:
-            epoch, seen = epoch + 1, Counter()
-        expected = []
-        for i in batch:
-            expected.append(seen[i])
-            seen[i] += 1
-        assert counter.count(epoch, np.array(batch, dtype=np.int64)).tolist() == expected
 
 
 def test_repeats_are_numbered_across_appends_and_flagged(folder, start):

@@ -114,7 +114,7 @@ def test_a_missing_key_of_scalars_is_refused(start):
         writer.flush()
 
 
-@pytest.mark.parametrize("where", ["writer.write_durably", "layout.sync_folder"])
+@pytest.mark.parametrize("where", ["outbox.write_durably", "layout.sync_folder"])
 def test_rows_that_could_not_be_written_are_written_once_later(folder, start, monkeypatch, where):
     writer = start()
     writer.append("samples", rows([0, 1]))
@@ -137,7 +137,7 @@ class SlowEvent(threading.Event):
 def test_flush_raises_even_if_it_wakes_before_the_thread_has_gone_on(start, monkeypatch):
     writer = start()
     writer.append("samples", rows([0]))
-    monkeypatch.setattr("dynamics.traces.writer.write_durably", fail)
+    monkeypatch.setattr("dynamics.traces.outbox.write_durably", fail)
     names = SimpleNamespace(Event=SlowEvent, Thread=threading.Thread)
     monkeypatch.setattr("dynamics.traces.writer.threading", names)
     with pytest.raises(TraceError, match="No space left"):

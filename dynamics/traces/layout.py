@@ -5,6 +5,7 @@ number, first and last step, and the hash of its bytes. The rename that gives a 
 the commit.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from dynamics.traces.errors import TraceError
+from dynamics.traces.limits import MAX_JSON_BYTES, parse_json, read_regular
 
 RUN_FILE = "run.json"
 STUDY_FILE = "study.json"
 _RUN_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+_TEMPORARY = re.compile(r"\.tmp-[a-z][a-z0-9_]*-(\d{4,9})[-.].*|\.tmp-run\.json-.*")
 _PART_NAME = re.compile(r"part-(\d{4,9})-(\d{6,12})-(\d{1,18})-(\d{1,18})-([0-9a-f]{16})\.parquet")
 
 
@@ -87,8 +90,9 @@ def content_hash(data: bytes) -> str:
 def write_durably(folder: Path, name: str, data: bytes) -> Path:
     """Write a file so that it is either wholly there under its name or not there at all.
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder. On any error the file is
-    removed, under whichever of its two names it lies.
+    Temporary file in the same folder, fsync, rename, fsync of the folder. On any error the
+    temporary file is removed. Where only the last fsync fails, the file may be there under its
+    name; writing the same again does no harm.
 
     Args:
         folder: Existing folder.
@@ -98,18 +102,41 @@ def write_durably(folder: Path, name: str, data: bytes) -> Path:
     Returns:
         The path written.
     """
-    path = folder / f".tmp-{uuid.uuid4().hex}"
+    path = folder / name
+    temporary = _temporary(path)
     try:
-        with path.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        path = path.replace(folder / name)
-        sync_folder(folder)
+        _write_synced(temporary, data)
+        temporary.replace(path)
     except BaseException:
-        path.unlink(missing_ok=True)  # even once renamed, or a second try would write rows twice
+        _remove(temporary)
         raise
+    sync_folder(folder)
     return path
+
+
+def _temporary(path: Path) -> Path:
+    """Where a file lies until it is whole; the name tells whose it is, should its writer die."""
+    return path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # the error that led here is the one to tell
+        path.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, durably; one that exists is left as it is."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    for place in reversed(missing):
+        place.mkdir(exist_ok=True)
+        sync_folder(place.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -132,16 +159,35 @@ def write_json_once(path: Path, content: Mapping[str, Any]) -> None:
         FileExistsError: If the file is already there.
     """
     data = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode()
-    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+    temporary = _temporary(path)
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_synced(temporary, data)
         os.link(temporary, path)  # unlike rename, link refuses to replace: the first writer wins
+    except FileNotFoundError:
+        if path.exists():  # the first writer has also cleared away what others left
+            raise FileExistsError(f"{path} is already there") from None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
     sync_folder(path.parent)
+
+
+def clear_leftovers(folder: Path, attempt: int) -> None:
+    """Remove temporary files that killed processes left in a run.
+
+    Only those of attempts before the given one: whoever still lives among their writers may not
+    write to the run any more. What cannot be removed is left; readers pass it over.
+
+    Args:
+        folder: Folder of the run.
+        attempt: The attempt that has just begun.
+    """
+    for place in (".", "attempts", "end", "*/rank-*"):
+        for path in folder.glob(f"{place}/.tmp-*"):
+            match = _TEMPORARY.fullmatch(path.name)
+            ours = path.resolve().is_relative_to(folder.resolve())
+            if ours and match is not None and int(match[1] or 0) < attempt:
+                _remove(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -154,17 +200,12 @@ def read_json(path: Path) -> dict[str, Any]:
         The object.
 
     Raises:
-        TraceError: If the file is missing, not JSON, or not an object.
+        TraceError: If the file is missing, a link, too large, not JSON, or not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_regular(path, MAX_JSON_BYTES), path)
     except FileNotFoundError:
         raise TraceError(f"{path} does not exist.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise TraceError(f"{path} is not readable as JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise TraceError(f"{path} should hold a JSON object, but holds a {type(content).__name__}.")
-    return content
 
 
 def nothing_there(path: Path, file: str, kind: str) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
+from dynamics.traces.occurrence import rank_of
 from dynamics.traces.resume import fences_over
 from dynamics.traces.row_groups import Footer
 from dynamics.traces.schema import SAMPLES, TABLES, Status
@@ -134,8 +135,7 @@ def _sample_queries(run: "Run", footers: Sequence[Footer], constants: str) -> li
     """SELECTs whose union is the rows of a run that count, one for each rank and attempt."""
     paths: dict[tuple[int, int], list[Path]] = {}
     for footer in footers:
-        rank = int(footer.part.path.parent.name.removeprefix("rank-"))
-        key = rank, footer.part.name.attempt
+        key = rank_of(footer.part), footer.part.name.attempt
         paths.setdefault(key, []).append(footer.part.path.resolve())
     queries = []
     for (rank, attempt), files in paths.items():
@@ -152,7 +152,7 @@ def _sample_queries(run: "Run", footers: Sequence[Footer], constants: str) -> li
 
 
 def _number_occurrences(query: str) -> str:
-    """As `scan.number_occurrences`: a rank does not know what the others have seen."""
+    """As `number_across_ranks`: a rank does not know what the others have seen."""
     number = "row_number() OVER (PARTITION BY epoch, sample_id ORDER BY step, rank, occurrence) - 1"
     numbered = f"SELECT * REPLACE (CAST({number} AS INTEGER) AS occurrence) FROM ({query})"  # noqa: S608
     bit = int(Status.REPEAT)

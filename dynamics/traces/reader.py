@@ -3,7 +3,8 @@
 Rows that a resumed run has replaced are left out, so each (epoch, sample, occurrence) is read once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dynamics.traces.errors import TraceError
+from dynamics.traces.errors import CorruptTraceError, TraceError
 from dynamics.traces.layout import RUN_FILE, nothing_there, read_json
-from dynamics.traces.parts import Part, list_parts, open_part
+from dynamics.traces.parts import (
+    Part,
+    PartGoneError,
+    Verified,
+    list_parts,
+    open_part,
+    read_part,
+    verify_part,
+)
 from dynamics.traces.query import MEMORY_LIMIT, query_runs
 from dynamics.traces.resume import Attempt, fences_over, read_attempts
 from dynamics.traces.row_groups import Footer, Selection, read_footers
@@ -47,7 +56,7 @@ class Run:
         self.name = path.resolve().name
         self.info: dict[str, Any] = read_json(path / RUN_FILE)
         check_schema_version(self.info.get("schema_version"), str(path / RUN_FILE))
-        self._verified: set[Path] = set()
+        self._verified: Verified = {}
         self._footers: dict[Part, Footer] = {}
 
     def __repr__(self) -> str:
@@ -70,8 +79,11 @@ class Run:
         if not self.attempts:
             return False
         last = self.attempts[-1]
-        ends = list((self.path / "end").glob(f"attempt-{last.attempt:04d}-rank-*.json"))
-        return len(ends) == last.world_size
+        ends = (
+            self.path / "end" / f"attempt-{last.attempt:04d}-rank-{rank:05d}.json"
+            for rank in range(last.world_size)
+        )
+        return all(end.is_file() for end in ends)
 
     def samples(
         self,
@@ -100,7 +112,11 @@ class Run:
             SchemaError: If a column is not one of the trace.
         """
         ids = [int(sample_id)] if isinstance(sample_id, int | np.integer) else sample_id
-        tables = list(self._sample_tables(columns, repeats=repeats, sample_ids=ids, epochs=epochs))
+        kept = {"sample_ids": None if ids is None else list(ids)}
+        kept |= {"epochs": None if epochs is None else list(epochs)}
+        tables = _read_again_if_compacted(
+            lambda: list(self.sample_tables(columns, repeats=repeats, **kept))
+        )
         keys = ["epoch", "sample_id", "occurrence"]
         rows = pa.concat_tables(tables, promote_options="default").sort_by(
             [(key, "ascending") for key in keys]
@@ -119,8 +135,11 @@ class Run:
 
         Yields:
             Tables whose rows, for each sample, are in the order in which they were recorded.
+
+        Raises:
+            TraceError: If the run is compacted while it is read; open it again.
         """
-        tables = self._sample_tables(columns, repeats=repeats)
+        tables = self.sample_tables(columns, repeats=repeats)
         names = next(tables).column_names
         for table in tables:
             yield complete(table, names).to_pandas()
@@ -134,18 +153,18 @@ class Run:
         Returns:
             Columns `step, epoch, name, block, value, stderr, n, estimator, label_source, mode`.
         """
-        table = self._read(TABLES["scalars"])
+        table = self.read_rows(TABLES["scalars"])
         if name is not None:
             table = table.filter(pc.field("name") == name)
         return table.to_pandas()
 
     def events(self) -> pd.DataFrame:
         """What happened, in order: `step, epoch, name, subject, detail`."""
-        return self._read(TABLES["events"]).to_pandas()
+        return self.read_rows(TABLES["events"]).to_pandas()
 
     def roster(self) -> pd.DataFrame:
         """One row per sample, index `sample_id`: `label`, `true_label`, `group`."""
-        table = self._read(TABLES["roster"]).to_pandas()
+        table = self.read_rows(TABLES["roster"]).to_pandas()
         return table.drop_duplicates("sample_id", keep="first").set_index("sample_id").sort_index()
 
     def vectors(self) -> pd.DataFrame:
@@ -199,8 +218,8 @@ class Run:
     ) -> pd.DataFrame:
         """Answer a SELECT over `samples`, `scalars`, `events` and `roster`, by DuckDB.
 
-        Rows that a resumed run has replaced are not there. `samples` also has `rank` and `attempt`,
-        and rows of a sample's second presentation in an epoch, whose `occurrence` is above 0.
+        Rows that a resumed run has replaced are not there. `samples` also has `rank` (-1 once
+        compacted) and `attempt`, and a sample's second rows of an epoch: `occurrence` above 0.
 
         Args:
             query: One SELECT in DuckDB's dialect; `"grad_norm/0"` needs its quotes.
@@ -227,8 +246,12 @@ class Run:
         )
 
     def parts(self, table: str) -> list[Part]:
-        """Files of a table, in the order in which they were recorded."""
+        """Files of a table that count: buckets by sample, then parts as they were recorded."""
         return list_parts(self.path, table)
+
+    def verified_paths(self, table: str) -> list[Path]:
+        """Paths of a table's files, each compared with its hash, for an engine that opens them."""
+        return [verify_part(part, verified=self._verified) for part in self.parts(table)]
 
     def column_names(self, table: str = "samples") -> list[str]:
         """Columns of a table that any of its parts holds."""
@@ -240,48 +263,84 @@ class Run:
 
     def footers(self) -> list[Footer]:
         """What the footers of the parts of `samples` say; a part's first time, it is hashed."""
-        return read_footers(self.parts("samples"), self._footers)
+        parts = self.parts("samples")
+        for part in parts:
+            self._check_attempt(part)
+        return read_footers(parts, self._footers, self._verified)
 
-    def _sample_tables(
+    def sample_tables(
         self,
         columns: Sequence[str] | None,
         *,
         repeats: bool,
-        sample_ids: Iterable[int] | None = None,
-        epochs: Iterable[int] | None = None,
+        sample_ids: list[int] | None = None,
+        epochs: list[int] | None = None,
     ) -> Iterator[pa.Table]:
-        spec = TABLES["samples"]
+        """Rows of `samples` that count, as Arrow tables, about a million at a time.
+
+        Args:
+            columns: Columns to read beside the keys and `step`; all by default.
+            repeats: Also return a sample's second and later rows of an epoch.
+            sample_ids: Keep these samples only; all by default.
+            epochs: Keep these epochs only; all by default.
+
+        Yields:
+            First an empty table that has the columns, then the rows, with those of the columns that
+            hold any value in their part.
+
+        Raises:
+            SchemaError: If a column is not one of the trace.
+        """
         check_columns(columns or ())
         keys = ["step", "epoch", "sample_id", "occurrence"]
         wanted = None if columns is None else [*dict.fromkeys([*keys, *columns])]
         names = wanted or self.column_names()
-        yield _empty(spec, names)
+        yield _empty(TABLES["samples"], names)
         footers, attempts = self.footers(), self.attempts
         selection = Selection(_ascending(epochs), _ascending(sample_ids), is_first=not repeats)
         if any(attempt.world_size > 1 for attempt in attempts):
-            yield from (t for _, t in scan_epochs(footers, attempts, names, selection))
+            yield from (rows for _, rows in scan_epochs(footers, attempts, names, selection))
         else:
             yield from scan(footers, attempts, wanted, selection)
 
-    def _read(self, spec: Table) -> pa.Table:
-        parts = self.parts(spec.name)
-        tables = [self._live_rows(part, spec) for part in parts]
+    def read_rows(self, spec: Table) -> pa.Table:
+        """All rows of a table that count, in the order of recording; for the small tables."""
+        tables = _read_again_if_compacted(
+            lambda: [self._live_rows(part, spec) for part in self.parts(spec.name)]
+        )
         table = pa.concat_tables([spec.schema().empty_table(), *tables], promote_options="default")
         return table.sort_by([("step", "ascending")]) if "step" in spec.column_names else table
 
     def _live_rows(self, part: Part, spec: Table) -> pa.Table:
-        table = self._open(part).read()
+        self._check_attempt(part)
+        table = read_part(self._open(part, spec.name), spec, part.path)
         step, epoch = pc.field("step"), pc.field("epoch")
         for from_step, from_epoch in fences_over(part.name.attempt, self.attempts):
             if "step" in spec.column_names:
                 at_fence = (step == from_step) & (epoch < from_epoch)
                 table = table.filter((step < from_step) | at_fence)
-        return table.replace_schema_metadata(None)
+        return table
 
-    def _open(self, part: Part) -> pq.ParquetFile:
-        file = open_part(part, verified=part.path in self._verified)
-        self._verified.add(part.path)
-        return file
+    def _open(self, part: Part, table: str = "samples") -> pq.ParquetFile:
+        return open_part(part, table, verified=self._verified)
+
+    def _check_attempt(self, part: Part) -> None:
+        """Without the record of its attempt, nobody knows which older rows a part replaces."""
+        if part.name.attempt not in {attempt.attempt for attempt in self.attempts}:
+            self.__dict__.pop("attempts", None)  # the run may have been resumed since
+        if part.name.attempt not in {attempt.attempt for attempt in self.attempts}:
+            raise CorruptTraceError(
+                f"{self.path} holds {part.path.name}, but no record of attempt "
+                f"{part.name.attempt}, which says where training restarted. Restore attempts/ from "
+                f"a copy, or let `dynamics repair {self.path}` rebuild it as far as it can be."
+            )
+
+
+def _read_again_if_compacted(read: Callable[[], list[pa.Table]]) -> list[pa.Table]:
+    for _ in range(3):
+        with contextlib.suppress(PartGoneError):
+            return read()
+    return read()
 
 
 def _ascending(values: Iterable[int] | None) -> np.ndarray | None:

@@ -9,13 +9,20 @@ import datetime
 import os
 import re
 import socket
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dynamics.traces.errors import SchemaError, TraceError
-from dynamics.traces.layout import RUN_FILE, read_json, write_json_once
+from dynamics.traces.layout import (
+    RUN_FILE,
+    clear_leftovers,
+    make_folder,
+    read_json,
+    write_json_once,
+)
 from dynamics.traces.schema import SCHEMA_VERSION, TABLES
 
 _ATTEMPT_NAME = re.compile(r"attempt-(\d{4,9})\.json")
@@ -32,6 +39,8 @@ class Attempt:
     host: str
     pid: int
     created_utc: str
+    launch: str = ""
+    """Drawn at random when the processes of this attempt started, and the same for all of them."""
 
 
 def create_run(folder: Path, info: Mapping[str, Any]) -> None:
@@ -44,8 +53,7 @@ def create_run(folder: Path, info: Mapping[str, Any]) -> None:
     Raises:
         TraceError: If the folder already holds a run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "attempts").mkdir(exist_ok=True)
+    make_folder(folder / "attempts")
     try:
         write_json_once(folder / RUN_FILE, {"schema_version": SCHEMA_VERSION, **info})
     except FileExistsError:
@@ -80,22 +88,45 @@ def _refuse_existing(folder: Path) -> str:
 
 
 def _has_rows(folder: Path) -> bool:
-    return any(next((folder / t).glob("rank-*/part-*.parquet"), None) for t in TABLES)
+    return any(
+        next((folder / place).glob("part-*.parquet"), None)
+        for table in TABLES
+        for place in (f"{table}/rank-*", f"compacted/v*/{table}")
+    )
 
 
-def begin_attempt(folder: Path, *, from_step: int, from_epoch: int, world_size: int = 1) -> int:
+def begin_attempt(
+    folder: Path,
+    *,
+    from_step: int,
+    from_epoch: int,
+    world_size: int = 1,
+    launch: str | None = None,
+) -> int:
     """Write the next attempt of a run; from here on it is the only one that may write.
+
+    Processes that record together share one attempt: whichever comes first writes it, and the
+    others, known by `launch`, join it.
 
     Args:
         folder: Folder of the run.
         from_step: Optimiser updates already done when training (re)starts.
         from_epoch: Epoch that training (re)starts with.
         world_size: Number of processes that record, each with a rank of its own.
+        launch: Text that these processes share and no other has; drawn here if there is one only.
 
     Returns:
-        The number of the new attempt, from 0.
+        The number of the attempt, from 0.
+
+    Raises:
+        TraceError: If another process of this launch starts from elsewhere.
     """
+    launch = uuid.uuid4().hex if launch is None else launch
     while True:
+        joined = find_attempt(folder, launch)
+        if joined is not None:
+            _check_agreement(folder, joined, from_step, from_epoch, world_size)
+            return joined.attempt
         number = 1 + latest_attempt(folder)
         attempt = Attempt(
             attempt=number,
@@ -105,12 +136,33 @@ def begin_attempt(folder: Path, *, from_step: int, from_epoch: int, world_size: 
             host=socket.gethostname(),
             pid=os.getpid(),
             created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            launch=launch,
         )
         try:
             write_json_once(folder / "attempts" / f"attempt-{number:04d}.json", asdict(attempt))
         except FileExistsError:
-            continue  # another process took this number; the next one is ours
+            continue  # another process took this number: to be joined if it is of this launch
+        clear_leftovers(folder, number)
         return number
+
+
+def find_attempt(folder: Path, launch: str) -> Attempt | None:
+    """The attempt that processes of a launch have begun, or None."""
+    return next((a for a in reversed(read_attempts(folder)) if a.launch == launch), None)
+
+
+def _check_agreement(
+    folder: Path, joined: Attempt, from_step: int, from_epoch: int, world_size: int
+) -> None:
+    ours = (from_step, from_epoch, world_size)
+    theirs = (joined.from_step, joined.from_epoch, joined.world_size)
+    if ours != theirs:
+        names = "step {}, epoch {}, {} processes"
+        raise TraceError(
+            f"The processes that record into {folder} start from different places: this one from "
+            f"{names.format(*ours)}, another from {names.format(*theirs)}. Load the same "
+            "checkpoint in every process before the first batch."
+        )
 
 
 def latest_attempt(folder: Path) -> int:
@@ -131,18 +183,34 @@ def read_attempts(folder: Path) -> list[Attempt]:
     Raises:
         SchemaError: If an attempt's file does not have the fields of an attempt.
     """
-    attempts = []
-    for path in sorted((folder / "attempts").glob("attempt-*.json")):
-        content = read_json(path)
-        try:
-            attempt = Attempt(**content)
-            order = (attempt.attempt, attempt.from_step, attempt.from_epoch)
-            if not all(isinstance(number, int) for number in order):
-                raise TypeError("attempt, from_step and from_epoch must be whole numbers")
-        except TypeError as error:
-            raise SchemaError(f"{path} is not the record of an attempt: {error}.") from None
-        attempts.append(attempt)
+    paths = (folder / "attempts").glob("attempt-*.json")
+    attempts = [read_attempt(path) for path in paths if _ATTEMPT_NAME.fullmatch(path.name)]
     return sorted(attempts, key=lambda attempt: attempt.attempt)
+
+
+def read_attempt(path: Path) -> Attempt:
+    """The record of one attempt.
+
+    Args:
+        path: Its file.
+
+    Returns:
+        The attempt.
+
+    Raises:
+        SchemaError: If the file does not have the fields of an attempt.
+    """
+    content = read_json(path)
+    try:
+        attempt = Attempt(**content)
+        numbers = (attempt.attempt, attempt.from_step, attempt.from_epoch, attempt.world_size)
+        if not all(type(number) is int and abs(number) < 2**62 for number in numbers):
+            raise TypeError("its attempt, step, epoch and world size must be whole numbers")
+        if path.name != f"attempt-{attempt.attempt:04d}.json":
+            raise TypeError(f"it calls itself attempt {attempt.attempt}")
+    except TypeError as error:
+        raise SchemaError(f"{path} is not the record of an attempt: {error}.") from None
+    return attempt
 
 
 def fences_over(number: int, attempts: Sequence[Attempt]) -> list[tuple[int, int]]:

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynamics.traces.errors import CorruptTraceError
-from dynamics.traces.parts import Part, open_part
+from dynamics.traces.limits import decoding
+from dynamics.traces.parts import Part, PartGoneError, Verified, open_part
 
 ROWS_PER_READ = 2**20
 _THREADS = 2
@@ -36,7 +36,7 @@ class Footer:
     Attributes:
         part: The part.
         metadata: The footer itself.
-        modified: Size and time of change of the file that was proved.
+        stamp: Size, time of change and inode of the file that was proved.
         filled: Columns that hold any value, in stored order.
         n_rows: Rows of each row group, shape (G,).
         epochs: Least and largest epoch of each row group, shape (G, 2).
@@ -45,7 +45,7 @@ class Footer:
 
     part: Part
     metadata: pq.FileMetaData
-    modified: tuple[int, int]
+    stamp: tuple[int, int, int]
     filled: tuple[str, ...]
     n_rows: np.ndarray
     epochs: np.ndarray
@@ -65,13 +65,16 @@ class Reading:
         return int(self.footer.n_rows[list(self.groups)].sum())
 
 
-def read_footers(parts: Sequence[Part], known: dict[Part, Footer]) -> list[Footer]:
+def read_footers(
+    parts: Sequence[Part], known: dict[Part, Footer], verified: Verified
+) -> list[Footer]:
     """Footers of parts, each hashed before it is parsed, two at a time.
 
     Args:
         parts: The parts.
         known: Footers read before; those of files that have not changed since are taken from it,
             and new ones are added.
+        verified: Files whose hash has been compared; these join them.
 
     Returns:
         One footer for each part, in order.
@@ -79,25 +82,23 @@ def read_footers(parts: Sequence[Part], known: dict[Part, Footer]) -> list[Foote
     Raises:
         CorruptTraceError: If a part's bytes are not those written.
     """
-    stale = [p for p in parts if p not in known or known[p].modified != _modified(p)]
-    for part, footer in zip(stale, in_threads(_read_footer, stale), strict=True):
-        known[part] = footer
+    stale = [p for p in parts if p not in known or known[p].stamp != _stamp(p)]
+    found = in_threads(lambda part: _read_footer(part, verified), stale)
+    known.update(zip(stale, found, strict=True))
     return [known[part] for part in parts]
 
 
-def _modified(part: Part) -> tuple[int, int]:
+def _stamp(part: Part) -> tuple[int, int, int]:
     try:
-        found = part.path.stat()
-    except OSError as error:
-        raise CorruptTraceError(
-            f"{part.path} cannot be read any more: {error}. Open the run again."
-        ) from None
-    return found.st_size, found.st_mtime_ns
+        state = part.path.lstat()
+    except FileNotFoundError:
+        raise PartGoneError(f"{part.path} is gone. Open the run again.") from None
+    return state.st_size, state.st_mtime_ns, state.st_ino
 
 
-def _read_footer(part: Part) -> Footer:
-    modified = _modified(part)
-    metadata = open_part(part).metadata
+def _read_footer(part: Part, verified: Verified) -> Footer:
+    stamp = _stamp(part)
+    metadata = open_part(part, verified=verified).metadata
     names = metadata.schema.names
     groups = range(metadata.num_row_groups)
 
@@ -108,7 +109,7 @@ def _read_footer(part: Part) -> Footer:
     return Footer(
         part=part,
         metadata=metadata,
-        modified=modified,
+        stamp=stamp,
         filled=tuple(name for i, name in enumerate(names) if is_filled(i)),
         n_rows=np.array([metadata.row_group(g).num_rows for g in groups], dtype=np.int64),
         epochs=_bounds(metadata, names.index("epoch")),
@@ -213,21 +214,25 @@ def read(
     """
     footer, groups = reading.footer, list(reading.groups)
     filled = [c for c in footer.filled if columns is None or c in columns]
-    try:
-        with pq.ParquetFile(
-            footer.part.path, metadata=footer.metadata, page_checksum_verification=True
-        ) as file:
-            if sample_ids is not None:
-                ids = file.read_row_groups(groups, columns=["sample_id"], use_threads=False)
-                found = np.isin(ids["sample_id"].to_numpy(), sample_ids)
-                starts = np.cumsum(footer.n_rows[groups]) - footer.n_rows[groups]
-                groups = list(itertools.compress(groups, np.logical_or.reduceat(found, starts)))
-            table = file.read_row_groups(groups, columns=filled, use_threads=False)
-            return table.select(filled)  # a name before a dot selects more than itself
-    except (OSError, pa.ArrowException) as error:
-        raise CorruptTraceError(
-            f"{footer.part.path} is damaged, though it was sound when the run was opened: {error}."
-        ) from None
+    _stamp(footer.part)  # raises if a compaction has removed it
+    with (
+        decoding(footer.part.path, "sound part any more"),
+        pq.ParquetFile(
+            footer.part.path,
+            metadata=footer.metadata,
+            page_checksum_verification=True,
+            arrow_extensions_enabled=False,
+        ) as file,
+    ):
+        if sample_ids is not None:
+            ids = file.read_row_groups(groups, columns=["sample_id"], use_threads=False)
+            found = np.isin(ids["sample_id"].to_numpy(), sample_ids)
+            starts = np.cumsum(footer.n_rows[groups]) - footer.n_rows[groups]
+            groups = list(itertools.compress(groups, np.logical_or.reduceat(found, starts)))
+        rows = file.read_row_groups(groups, columns=filled, use_threads=False)
+        rows = rows.select(filled)  # a name before a dot selects more than itself
+        rows.validate(full=True)
+        return rows
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from dynamics.traces.errors import SchemaError
+from dynamics.traces.occurrence import number_across_ranks, rank_of
 from dynamics.traces.resume import Attempt, fences_over
 from dynamics.traces.row_groups import (
     Footer,
@@ -22,8 +23,7 @@ from dynamics.traces.row_groups import (
     plan,
     read,
 )
-from dynamics.traces.rows import replace_column
-from dynamics.traces.schema import BLOCK_PREFIX, SAMPLES, Status, unknown_column
+from dynamics.traces.schema import BLOCK_PREFIX, SAMPLES, unknown_column
 
 ROWS_IN_MEMORY = 4 * 2**20
 _ORDER = ("epoch", "sample_id", "step", "rank", "occurrence")
@@ -60,7 +60,7 @@ def scan(
             counts &= rows["step"].to_numpy() < min(fences)
         rows = rows if counts.all() else rows.take(np.flatnonzero(counts))
         if columns is not None and "rank" in columns:
-            rank = pa.scalar(int(part.path.parent.name.removeprefix("rank-")), pa.int32())
+            rank = pa.scalar(rank_of(part), pa.int32())
             rows = rows.append_column("rank", pa.repeat(rank, rows.num_rows))
         return rows
 
@@ -152,7 +152,7 @@ def scan_epochs(
         for epoch in sorted(pieces):
             rows = pa.concat_tables(pieces.pop(epoch), promote_options="default")
             if is_parallel:
-                rows = number_occurrences(rows)
+                rows = number_across_ranks(rows)
                 rows = rows.take(np.flatnonzero(within.holds(rows)))
             yield epoch, complete(rows, columns)
 
@@ -229,28 +229,3 @@ def epoch_ranges(footers: Sequence[Footer]) -> Iterator[tuple[int, int]]:
         yield start, low
         left = last > low
         start = int(np.maximum(first[left], low + 1).min()) if left.any() else end + 1
-
-
-def number_occurrences(rows: pa.Table) -> pa.Table:
-    """Number the rows of each (epoch, sample) by step, then rank: the first of all ranks is 0.
-
-    Args:
-        rows: All rows of some (epoch, sample) pairs, with the keys, `rank` and recorded occurrence.
-
-    Returns:
-        The rows with their occurrence, and REPEAT in the status of those above 0.
-    """
-    keys = [rows[name].to_numpy() for name in _ORDER]
-    order = np.lexsort(keys[::-1])
-    epoch, sample_id = keys[0][order], keys[1][order]
-    is_first = np.ones(len(order), dtype=bool)
-    is_first[1:] = (epoch[1:] != epoch[:-1]) | (sample_id[1:] != sample_id[:-1])
-    at = np.arange(len(order))
-    occurrence = np.empty(len(order), dtype=np.int32)
-    occurrence[order] = at - np.maximum.accumulate(np.where(is_first, at, 0))
-    rows = replace_column(rows, "occurrence", pa.array(occurrence))
-    if "status" in rows.column_names:
-        repeat = np.where(occurrence > 0, Status.REPEAT, 0).astype(np.int32)
-        status = (rows["status"].to_numpy() & ~np.int32(Status.REPEAT)) | repeat
-        rows = replace_column(rows, "status", pa.array(status))
-    return rows

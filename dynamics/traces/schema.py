@@ -263,7 +263,7 @@ def check_schema_version(version: object, where: str) -> None:
         SchemaError: If the version is not of that form, or of another major.
     """
     major, dot, minor = version.partition(".") if isinstance(version, str) else ("", "", "")
-    if not (dot and major.isdecimal() and minor.isdecimal()):
+    if not (dot and major.isdecimal() and minor.isdecimal() and len(str(version)) < 20):
         raise SchemaError(
             f"{where} has no readable schema_version (found {version!r}, expected something like "
             f'"{SCHEMA_VERSION}"). It was not written by this toolkit, or is damaged.'

@@ -17,7 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynamics.traces.errors import CorruptTraceError, SchemaError
-from dynamics.traces.layout import content_hash, write_durably
+from dynamics.traces.layout import content_hash
+from dynamics.traces.limits import (
+    MAX_DECODED_BYTES,
+    check_size,
+    decoding,
+    open_parquet,
+    parse_json,
+    read_regular,
+)
+from dynamics.traces.parts import files_of_ranks
 from dynamics.traces.schema import SCHEMA_VERSION, check_schema_version
 
 VECTORS = "vectors"
@@ -67,32 +76,28 @@ def encode_vector(values: Mapping[str, np.ndarray]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def write_vector(
-    folder: Path, name: str, data: bytes, *, attempt: int, rank: int, step: int, epoch: int
-) -> None:
-    """Write an encoded vector into a run.
+def vector_file_name(name: str, data: bytes, *, attempt: int, step: int, epoch: int) -> str:
+    """The file name of an encoded vector.
 
     Args:
-        folder: Folder of the run.
         name: What it is: lower-case letters, digits and `_`.
         data: What `encode_vector` returned.
         attempt: Attempt that writes.
-        rank: Rank that writes.
         step: Optimiser updates so far.
         epoch: Epoch in progress or just ended.
 
+    Returns:
+        The name, within the folder of the writer's rank.
+
     Raises:
-        SchemaError: If the name is not of that form.
+        SchemaError: If the vector's name is not of that form.
     """
     if not _NAME.fullmatch(name):
         raise SchemaError(
             f"{name!r} cannot be the name of a vector: use lower-case letters, digits and '_', "
             "starting with a letter, at most 64."
         )
-    place = folder / VECTORS / f"rank-{rank:05d}"
-    place.mkdir(parents=True, exist_ok=True)
-    file = f"{name}-{attempt:04d}-{step}-epoch{epoch}-{content_hash(data)}.parquet"
-    write_durably(place, file, data)
+    return f"{name}-{attempt:04d}-{step}-epoch{epoch}-{content_hash(data)}.parquet"
 
 
 def list_vectors(folder: Path) -> list[VectorFile]:
@@ -104,13 +109,18 @@ def list_vectors(folder: Path) -> list[VectorFile]:
     Returns:
         The files.
     """
-    found = []
-    for path in (folder / VECTORS).glob("rank-*/*.parquet"):
-        match = _FILE_NAME.fullmatch(path.name)
-        if match is not None and not path.is_symlink():
-            name, attempt, step, epoch, digest = match.groups()
-            found.append(VectorFile(name, int(attempt), int(step), int(epoch), digest, path))
-    return sorted(found, key=lambda file: (file.step, file.epoch, file.attempt, file.name))
+    found = [parse_vector_name(path) for path in files_of_ranks(folder / VECTORS)]
+    known = [file for file in found if file is not None]
+    return sorted(known, key=lambda file: (file.step, file.epoch, file.attempt, file.name))
+
+
+def parse_vector_name(path: Path) -> VectorFile | None:
+    """What the file name of a vector says, or None if it is not a vector's."""
+    match = _FILE_NAME.fullmatch(path.name)
+    if match is None:
+        return None
+    name, attempt, step, epoch, digest = match.groups()
+    return VectorFile(name, int(attempt), int(step), int(epoch), digest, path)
 
 
 def read_vector(file: VectorFile) -> dict[str, np.ndarray]:
@@ -125,28 +135,28 @@ def read_vector(file: VectorFile) -> dict[str, np.ndarray]:
     Raises:
         CorruptTraceError: If the file is damaged.
     """
-    data = file.path.read_bytes()
+    with decoding(file.path, "vector's file"):
+        data = read_regular(file.path)
     if content_hash(data) != file.content_hash:
         raise CorruptTraceError(
             f"{file.path} is damaged: its bytes do not hash to {file.content_hash}. Restore the "
             "file from a copy, or delete it; the rest of the run does not need it."
         )
-    try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-        metadata = table.schema.metadata or {}
-        shapes = json.loads(metadata[b"parameters"])
-        values = table["value"].to_numpy().astype(np.float32, copy=False)
+    with decoding(file.path, "vector's file"):
+        opened = open_parquet(pa.BufferReader(data))
+        check_size(opened, file.path, max_rows=MAX_DECODED_BYTES // 4)
+        metadata = opened.schema_arrow.metadata or {}
         check_schema_version(metadata[b"schema_version"].decode(), str(file.path))
-        return _split(values, shapes)
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, SchemaError):
-            raise
-        raise CorruptTraceError(f"{file.path} is not a vector's file: {error}.") from None
+        if opened.schema_arrow.names != ["value"] or opened.schema_arrow.types != [pa.float32()]:
+            raise ValueError(f"expected one column, value (float), got {opened.schema_arrow.names}")
+        parameters = parse_json(b'{"parameters": %b}' % metadata[b"parameters"], file.path)
+        values = opened.read()["value"].to_numpy().astype(np.float32, copy=False)
+        return _split(values, parameters["parameters"])
 
 
 def _split(values: np.ndarray, shapes: Sequence[Any]) -> dict[str, np.ndarray]:
     sizes = [math.prod(shape) for _, shape in shapes]
-    if sum(sizes) != len(values):
+    if sum(sizes) != len(values) or min(sizes, default=0) < 0:
         raise ValueError(f"shapes hold {sum(sizes)} values, the column {len(values)}")
     parts = np.split(values, np.cumsum(sizes)[:-1]) if shapes else []
     return {
