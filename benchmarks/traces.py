@@ -147,57 +147,58 @@ def paths_of(path: Path) -> list[str]:
     return sorted(map(str, path.glob("samples/*/part-*.parquet")))
 
 
-def ours(engine: str) -> Callable[[Path], None]:
+def ours(engine: str) -> Callable[[Path], Any]:
     """`summarise_samples`: thirteen columns, every part verified first."""
 
-    def summarise(path: Path) -> None:
+    def summarise(path: Path) -> Any:
         from dynamics import open_run
         from dynamics.summary import summarise_samples
 
-        summarise_samples(open_run(path), engine=engine)  # type: ignore[arg-type]
+        return summarise_samples(open_run(path), engine=engine)  # type: ignore[arg-type]
 
     return summarise
 
 
-def by_pandas(path: Path) -> None:
+def by_pandas(path: Path) -> Any:
     """Count, mean and variance of the loss and two means, all parts in memory."""
     import pandas as pd
 
     frame = pd.concat(
         pd.read_parquet(part, columns=["sample_id", *VALUES]) for part in paths_of(path)
     )
-    frame.groupby("sample_id").agg(
+    return frame.groupby("sample_id").agg(
         {"loss": ["count", "mean", "var"], "margin": "mean", "grad_norm": "mean"}
     )
 
 
-def by_pyarrow(path: Path) -> None:
+def by_pyarrow(path: Path) -> Any:
     """The same by pyarrow's group_by."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(paths_of(path), columns=["sample_id", *VALUES])
     wanted = [("loss", "count"), ("loss", "mean"), ("loss", "variance"), ("margin", "mean")]
-    table.group_by("sample_id").aggregate([*wanted, ("grad_norm", "mean")])
+    return table.group_by("sample_id").aggregate([*wanted, ("grad_norm", "mean")])
 
 
-def by_polars(path: Path) -> None:
+def by_polars(path: Path) -> Any:
     """The same by Polars, streaming."""
     import polars as pl
 
     loss = pl.col("loss")
     wanted = [loss.count(), loss.mean().alias("mean"), loss.var().alias("var")]
     wanted += [pl.col("margin").mean(), pl.col("grad_norm").mean()]
-    pl.scan_parquet(paths_of(path)).group_by("sample_id").agg(wanted).collect(engine="streaming")
+    table = pl.scan_parquet(paths_of(path)).group_by("sample_id").agg(wanted)
+    return table.collect(engine="streaming")
 
 
-def by_duckdb(path: Path) -> None:
+def by_duckdb(path: Path) -> Any:
     """The same by DuckDB, unverified, at a limit of 1 GB."""
     import duckdb
 
     with duckdb.connect(config={"threads": os.cpu_count() or 1, "memory_limit": "1GB"}) as database:
         database.execute("SET preserve_insertion_order = false")
-        database.execute(
-            "SELECT sample_id, count(loss), avg(loss::DOUBLE), var_samp(loss::DOUBLE), "
+        return database.execute(
+            "SELECT sample_id, count(loss), avg(loss::DOUBLE) AS mean, var_samp(loss::DOUBLE), "
             "avg(margin::DOUBLE), avg(grad_norm::DOUBLE) FROM read_parquet(?) GROUP BY sample_id",
             [paths_of(path)],
         ).fetchnumpy()
@@ -255,9 +256,10 @@ def run_alone(method: str, path: Path) -> None:
     for module in modules:
         importlib.import_module(module)
     start = time.perf_counter()
-    returned = measure(path) or {}
+    returned = measure(path)
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes("cpu"), **returned}))
+    more = returned if isinstance(returned, dict) else {}
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes("cpu"), **more}))
 
 
 def medians(results: list[dict[str, Any]]) -> dict[str, Any]:
