@@ -258,7 +258,7 @@ def run_alone(method: str, path: Path) -> None:
     start = time.perf_counter()
     returned = measure(path)
     seconds = time.perf_counter() - start
-    more = returned if isinstance(returned, dict) else {}
+    more = returned if method == "one sample" else {}
     print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes("cpu"), **more}))
 
 
@@ -331,8 +331,10 @@ def main() -> None:
         **compare(folder / "full", ["report"], rounds)[0],
     }
     shutil.rmtree(folder / "full")
-    content["sizes"] = [measure_size(folder, n_rows, rounds) for n_rows in arguments.rows]
-    arguments.out.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    content["sizes"] = []
+    for n_rows in arguments.rows:
+        content["sizes"].append(measure_size(folder, n_rows, rounds))
+        arguments.out.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

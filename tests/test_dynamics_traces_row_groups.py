@@ -89,6 +89,15 @@ def test_every_part_is_hashed_once_and_again_when_it_has_changed(tmp_path, monke
     assert len(hashed) == len(run.parts("samples")) + 1
 
 
+def test_of_a_compacted_run_only_the_bucket_that_holds_the_sample_is_hashed(tmp_path, monkeypatch):
+    path = compacted(make_run(tmp_path / "run", 3)).path
+    run, hashed = open_run(path), []
+    hash_of = parts.content_hash
+    monkeypatch.setattr(parts, "content_hash", lambda data: hashed.append(1) or hash_of(data))
+    assert set(run.samples(sample_id=4)["sample_id"]) == {4}
+    assert len(hashed) == 1 < len(run.parts("samples"))
+
+
 @pytest.mark.parametrize("is_known", [False, True], ids=["first read", "after a sound read"])
 def test_a_flipped_byte_anywhere_is_never_read_as_data(tmp_path, monkeypatch, is_known):
     """Also when the file's time says that nothing changed, as after rot on the disk."""

@@ -21,6 +21,7 @@ from dynamics.traces.parts import (
     Part,
     PartGoneError,
     Verified,
+    any_within,
     list_parts,
     open_part,
     read_part,
@@ -28,7 +29,7 @@ from dynamics.traces.parts import (
 )
 from dynamics.traces.query import MEMORY_LIMIT, query_runs
 from dynamics.traces.resume import Attempt, fences_over, read_attempts
-from dynamics.traces.row_groups import Footer, Selection, read_footers
+from dynamics.traces.row_groups import Footer, Selection, block_columns, read_footers
 from dynamics.traces.scan import check_columns, complete, scan, scan_epochs
 from dynamics.traces.schema import (
     BLOCK_PREFIX,
@@ -257,13 +258,25 @@ class Run:
         """Columns of a table that any of its parts holds."""
         names = dict.fromkeys(TABLES[table].column_names)
         if table == "samples":  # the only one with columns of its own
-            for footer in self.footers():
-                names.update(dict.fromkeys(footer.metadata.schema.names))
+            names |= dict.fromkeys(block_columns(self.footers()))
         return list(names)
 
-    def footers(self) -> list[Footer]:
-        """What the footers of the parts of `samples` say; a part's first time, it is hashed."""
-        parts = self.parts("samples")
+    def footers(self, sample_ids: np.ndarray | None = None) -> list[Footer]:
+        """What the footers of the parts of `samples` say; a part's first time, it is hashed.
+
+        Args:
+            sample_ids: If given, ascending, buckets that hold none of these samples are left out.
+
+        Returns:
+            The footers, in the order of `parts`.
+        """
+        parts = [
+            part
+            for part in self.parts("samples")
+            if sample_ids is None
+            or part.sample_range is None
+            or any_within(sample_ids, *part.sample_range)
+        ]
         for part in parts:
             self._check_attempt(part)
         return read_footers(parts, self._footers, self._verified)
@@ -294,10 +307,10 @@ class Run:
         check_columns(columns or ())
         keys = ["step", "epoch", "sample_id", "occurrence"]
         wanted = None if columns is None else [*dict.fromkeys([*keys, *columns])]
-        names = wanted or self.column_names()
-        yield _empty(TABLES["samples"], names)
-        footers, attempts = self.footers(), self.attempts
         selection = Selection(_ascending(epochs), _ascending(sample_ids), is_first=not repeats)
+        footers, attempts = self.footers(selection.sample_ids), self.attempts
+        names = wanted or [*TABLES["samples"].column_names, *block_columns(footers)]
+        yield _empty(TABLES["samples"], names)
         if any(attempt.world_size > 1 for attempt in attempts):
             yield from (rows for _, rows in scan_epochs(footers, attempts, names, selection))
         else:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from dynamics.traces.limits import decoding
 from dynamics.traces.parts import Part, PartGoneError, Verified, open_part
+from dynamics.traces.schema import BLOCK_PREFIX
 
 ROWS_PER_READ = 2**20
 _THREADS = 2
@@ -86,6 +87,12 @@ def read_footers(
     found = in_threads(lambda part: _read_footer(part, verified), stale)
     known.update(zip(stale, found, strict=True))
     return [known[part] for part in parts]
+
+
+def block_columns(footers: Iterable[Footer]) -> list[str]:
+    """Columns `grad_norm/<block>` that any of the parts has, in the order of their appearance."""
+    names = (name for footer in footers for name in footer.metadata.schema.names)
+    return list(dict.fromkeys(name for name in names if name.startswith(BLOCK_PREFIX)))
 
 
 def _stamp(part: Part) -> tuple[int, int, int]:
