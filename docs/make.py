@@ -8,7 +8,7 @@ from pathlib import Path
 from performance import describe_performance
 
 from dynamics import open_run
-from dynamics.traces.schema import describe_schema
+from dynamics.traces.format_page import describe_format
 from reports import write_report
 from studies.demo import run_demo
 
@@ -17,7 +17,7 @@ DOCS = Path(__file__).parent
 
 def main() -> None:
     """Write docs/trace-format.md, docs/performance.md, and the figures of a fresh demo run."""
-    (DOCS / "trace-format.md").write_text(describe_schema(), encoding="utf-8")
+    (DOCS / "trace-format.md").write_text(describe_format(), encoding="utf-8")
     (DOCS / "performance.md").write_text(describe_performance(), encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         run_demo(Path(folder) / "run")

@@ -37,8 +37,8 @@ class Recorder:
     recorder: parameters are bit-identical on the CPU.
 
     Once `torch.distributed` is initialised, each process enters a recorder of its own on the same
-    folder; each writes its own rows, and rank 0 takes the measurements. SIGTERM flushes at the next
-    step (see probes/termination.py).
+    folder. Each writes its own rows, and what it is told by `record` and `event`; rank 0 takes the
+    measurements. SIGTERM flushes at the next step (see probes/termination.py).
 
     Args:
         out: Folder of the run. Its last part is the run's name.
@@ -57,7 +57,8 @@ class Recorder:
             detached, a warning and an event `recording_disabled` say why, and what is in memory
             (at most 256 MiB) is written if that becomes possible before the end. `raise` raises a
             TraceError at the next call. `block` holds training up until writing succeeds. Mistakes
-            in what is passed, and a run that another process has taken over, always raise.
+            in what is passed, errors of probes, and a run that another process has taken over
+            always raise.
 
     Raises:
         TraceError: If the folder already holds rows and `resume` is False, or holds none to resume.
@@ -241,10 +242,12 @@ class Recorder:
         if self._steps is not None:
             self._steps.begin_iteration()
         self._termination.check()
-        if self._is_off():
+        if self._is_disabled:
             return
         check_batch(losses, sample_id, logits, labels, weights, self._known, self._repeats)
         self._begin()  # a resumed run is fenced at the step of its first batch, so begin here
+        if self._is_off():
+            return
         self._watch.finish_seen()
         self._measure(self._measurements.due_at_step(self.step, self._counts_epochs))
         batch = observed(losses, sample_id, logits, labels, weights, self.step, self.epoch)

@@ -1,6 +1,8 @@
 """Settings of all tests: one thread, deterministic kernels, no window, reproducible examples."""
 
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -27,3 +29,14 @@ def deterministic_torch():
 def torch_settings(request):
     if request.module.__name__.rpartition(".")[2].startswith(_WITH_TORCH):
         request.getfixturevalue("deterministic_torch").manual_seed(0)
+
+
+@pytest.fixture
+def fast_path(tmp_path):
+    """A folder where fsync costs nothing, if there is such a place."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as name:
+        yield Path(name)

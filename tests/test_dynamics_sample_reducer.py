@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_runs import IDS, compacted, make_run, naive_summary, small_reads
+from made_runs import IDS, IN_MEMORY, compacted, make_run, naive_summary, small_reads
 
 from dynamics.sample_reducer import BYTES_PER_SAMPLE, SampleIndex, SampleReducer
 from dynamics.summary import summarise_epochs, summarise_samples
@@ -32,7 +32,7 @@ def assert_same(found, expected):
     buckets=st.booleans(),
 )
 def test_both_engines_agree_with_pandas_on_any_run(seed, ids, world_sizes, max_rows, buckets):
-    with tempfile.TemporaryDirectory() as folder, small_reads():
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder, small_reads():
         made = make_run(
             Path(folder) / "a", seed, ids=ids, world_sizes=world_sizes, max_rows=max_rows
         )
@@ -57,7 +57,7 @@ def test_both_engines_agree_with_pandas_on_any_run(seed, ids, world_sizes, max_r
 def test_both_engines_give_the_same_distribution_of_each_epoch(
     seed, world_sizes, buckets, is_grouped
 ):
-    with tempfile.TemporaryDirectory() as folder, small_reads():
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder, small_reads():
         made = make_run(Path(folder) / "a", seed, world_sizes=world_sizes)
         if buckets:
             made = compacted(made)

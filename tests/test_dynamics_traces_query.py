@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_runs import IDS, make_run
+from made_runs import IDS, IN_MEMORY, make_run
 from recorded import add_attempt, info, roster, scalar, study_runs, write_run, write_study
 
 from dynamics import open_run, open_study
@@ -79,7 +79,7 @@ def test_rows_that_a_resumed_run_has_replaced_are_left_out(run):
     world_sizes=st.tuples(st.integers(1, 3), st.integers(1, 3)),
 )
 def test_the_view_holds_the_rows_that_the_reader_reads(seed, ids, world_sizes):
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         made = make_run(Path(folder) / "run", seed, ids=ids, world_sizes=world_sizes)
         keys = ["epoch", "sample_id", "occurrence"]
         answer = made.run.sql(f"SELECT * EXCLUDE attempt FROM samples ORDER BY {', '.join(keys)}")

@@ -1,7 +1,10 @@
 """Names of runs, attempts, and fences: a resumed run reads as if never interrupted."""
 
+import datetime
+import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from recorded import add_attempt
 
 from dynamics import open_run
 from dynamics.traces import SchemaError, TraceError, TraceWriter, begin_attempt, create_run
-from dynamics.traces.layout import run_folder
+from dynamics.traces.layout import read_json, run_folder, write_json_once
 from dynamics.traces.resume import check_folder, latest_attempt, read_attempts
 
 STEPS = 3  # per epoch
@@ -222,3 +225,99 @@ def test_a_run_with_restarts_reads_as_if_never_interrupted(restarts, first, max_
     assert rows["loss"].tolist() == latest
     ends = [(STEPS * (e + 1), e) for e in range(-1, end // STEPS)]
     assert list(zip(scalars["step"], scalars["epoch"], strict=True)) == ends
+
+
+LEFTOVERS = {
+    ".tmp-run.json-aa": True,
+    "attempts/.tmp-attempt-0001.json-aa": True,
+    "attempts/.tmp-attempt-0002.json-aa": False,  # of another that begins now
+    "end/.tmp-attempt-0000-rank-00003.json-aa": True,
+    "end/.tmp-attempt-0001-rank-00003.json-aa": False,
+    "samples/rank-00003/.tmp-part-0000-000004-1-2-0123456789abcdef.parquet-aa": True,
+    "samples/rank-00003/.tmp-part-0001-000004-1-2-0123456789abcdef.parquet-aa": False,
+    "vectors/rank-00000/.tmp-fisher_diagonal-0000-4-epoch0-0123456789abcdef.parquet-aa": True,
+    "vectors/rank-00000/.tmp-fisher_diagonal-0001-4-epoch0-0123456789abcdef.parquet-aa": False,
+    "compacted/.tmp-bucket-0000.parquet-aa": False,
+    "samples/rank-00003/.tmp-else": False,
+    "samples/rank-00003/kept.parquet": False,
+}
+
+
+def test_a_new_attempt_clears_away_what_killed_processes_left_and_nothing_of_the_living(tmp_path):
+    folder = tmp_path / "run"
+    create_run(folder, {})
+    begin_attempt(folder, from_step=0, from_epoch=0)
+    for name in LEFTOVERS:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    open_run(folder).samples()  # readers pass them over
+    begin_attempt(folder, from_step=0, from_epoch=0)
+    assert {name: not (folder / name).exists() for name in LEFTOVERS} == LEFTOVERS
+
+
+def test_nothing_is_cleared_away_through_a_symbolic_link(tmp_path):
+    folder = tmp_path / "run"
+    create_run(folder, {})
+    begin_attempt(folder, from_step=0, from_epoch=0)
+    elsewhere = tmp_path / "elsewhere" / "rank-00000"
+    elsewhere.mkdir(parents=True)
+    file = elsewhere / ".tmp-part-0000-000004-1-2-0123456789abcdef.parquet-aa"
+    file.touch()
+    (folder / "samples").symlink_to(tmp_path / "elsewhere")
+    begin_attempt(folder, from_step=0, from_epoch=0)
+    assert file.exists()
+
+
+def test_the_file_of_an_attempt_whose_first_writer_cleared_ours_away_counts_as_taken(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "attempt-0000.json"
+    link = os.link
+
+    def late(temporary, target):
+        os.link = link
+        write_json_once(path, {"of": "another"})
+        temporary.unlink()
+        link(temporary, target)
+
+    monkeypatch.setattr(os, "link", late)
+    with pytest.raises(FileExistsError):
+        write_json_once(path, {"of": "us"})
+    assert read_json(path) == {"of": "another"}
+
+
+class Clock:
+    """Goes back a day at each look."""
+
+    def __init__(self):
+        self.seconds = 2e9
+
+    def time(self):
+        self.seconds -= 86400
+        return self.seconds
+
+    def now(self, zone):
+        return datetime.datetime.fromtimestamp(self.time(), zone)
+
+
+def test_the_time_of_day_orders_nothing(tmp_path, monkeypatch):
+    found = []
+    for name in ("steady", "backwards"):
+        if name == "backwards":
+            clock = Clock()
+            monkeypatch.setattr("time.time", clock.time)
+            fake = SimpleNamespace(datetime=clock, UTC=datetime.UTC)
+            monkeypatch.setattr("dynamics.traces.resume.datetime", fake)
+        folder = tmp_path / name
+        create_run(folder, {})
+        for tag, steps in enumerate([range(9), range(6, 9), range(3, 8)]):
+            record(folder, steps, tag=tag)
+        run = open_run(folder)
+        steps = [(p.name.attempt, p.name.sequence, p.name.first_step) for p in run.parts("samples")]
+        rows = run.samples(repeats=True).to_dict("list")
+        fences = [(a.attempt, a.from_step) for a in run.attempts]
+        found.append((steps, rows, run.scalars().to_dict("list"), fences))
+        days = [a.created_utc for a in run.attempts]
+    assert days == sorted(days, reverse=True)  # the clock did go back
+    assert days[0] != days[-1]
+    assert repr(found[0]) == repr(found[1])  # repr: missing values equal themselves

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_runs import IDS, VALUES, compacted, make_run, small_reads
+from made_runs import IDS, IN_MEMORY, VALUES, compacted, make_run, small_reads
 from recorded import write_run
 
 from dynamics import open_run
@@ -29,7 +29,7 @@ def test_a_selection_reads_what_filtering_the_whole_would_give(
     seed, ids, world_sizes, buckets, repeats
 ):
     rng = np.random.default_rng(seed)
-    with tempfile.TemporaryDirectory() as folder, small_reads():
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder, small_reads():
         made = make_run(Path(folder) / "a", seed, ids=ids, world_sizes=world_sizes)
         if buckets:
             made = compacted(made)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_runs import compacted, make_run, small_reads
+from made_runs import IN_MEMORY, compacted, make_run, small_reads
 
 from dynamics.summary import iter_epochs
 from dynamics.traces import SchemaError, Status
@@ -26,7 +26,7 @@ from dynamics.traces.scan import comes_in_order, epoch_ranges, iter_first
 def test_epochs_come_ascending_each_whole_and_each_sample_once(
     seed, world_sizes, max_rows, buckets
 ):
-    with tempfile.TemporaryDirectory() as folder, small_reads():
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder, small_reads():
         made = make_run(Path(folder) / "a", seed, world_sizes=world_sizes, max_rows=max_rows)
         if buckets:
             made = compacted(made)
@@ -43,7 +43,7 @@ def test_epochs_come_ascending_each_whole_and_each_sample_once(
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6), buckets=st.booleans(), max_rows=st.integers(3, 40))
 def test_first_presentations_stream_in_the_order_of_a_samples_epochs(seed, buckets, max_rows):
-    with tempfile.TemporaryDirectory() as folder, small_reads():
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder, small_reads():
         made = make_run(Path(folder) / "a", seed, max_rows=max_rows)
         if buckets:
             made = compacted(made)

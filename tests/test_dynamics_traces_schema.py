@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from dynamics.traces import SCHEMA_VERSION, TABLES, SchemaError, Status
-from dynamics.traces.schema import check_schema_version, describe_schema
+from dynamics.traces.format_page import describe_format
+from dynamics.traces.schema import check_schema_version
 
 MAJOR = int(SCHEMA_VERSION.partition(".")[0])
 
@@ -79,4 +80,4 @@ def test_status_bits_are_distinct_powers_of_two():
 
 def test_the_page_on_the_trace_format_is_up_to_date():
     page = Path(__file__).parents[1] / "docs" / "trace-format.md"
-    assert page.read_text(encoding="utf-8") == describe_schema()
+    assert page.read_text(encoding="utf-8") == describe_format()

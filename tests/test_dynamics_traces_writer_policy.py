@@ -1,7 +1,6 @@
 """What happens when the trace cannot be written: raise, go on without, or wait."""
 
 import errno
-import multiprocessing
 import resource
 import shutil
 import signal
@@ -12,6 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
+from processes import CONTEXT
 
 from dynamics import open_run
 from dynamics.traces import StaleWriterError, TraceError, TraceWriter, begin_attempt, create_run
@@ -291,9 +291,8 @@ def past_the_limit(folder, answers):
 @pytest.mark.crash
 def test_a_file_size_limit_keeps_what_is_written_and_what_is_not_yet(folder):
     """Other tables are written though the large part is not; it is written later, once."""
-    context = multiprocessing.get_context("forkserver")
-    answers = context.Queue()
-    process = context.Process(target=past_the_limit, args=(folder, answers))
+    answers = CONTEXT.Queue()
+    process = CONTEXT.Process(target=past_the_limit, args=(folder, answers))
     process.start()
     assert answers.get(timeout=60) == (errno.EFBIG, 1000, 1, [])
     process.join()

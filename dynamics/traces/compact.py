@@ -65,6 +65,7 @@ def compact(path: str | Path, *, force: bool = False, progress: Progress = iter)
     run = open_run(path)
     _refuse_if_live(run, force)
     _clear_leftovers(run.path)
+    number = 1 + max((number for number, _ in list_versions(run.path)), default=0)
     manifest = read_manifest(run.path)
     parts = {table: run.parts(table) for table in TABLES}
     buckets = {bucket.name for bucket in manifest.buckets} if manifest else set()
@@ -76,7 +77,7 @@ def compact(path: str | Path, *, force: bool = False, progress: Progress = iter)
         made = _build(run, parts, folder, manifest, progress)
         if any(run.parts(table) != parts[table] for table in TABLES):
             raise TraceError(f"{path} was written to while it was compacted. Compact it again.")
-        _commit(run.path, folder)
+        _commit(run.path, folder, number)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     _retire(run.path)
@@ -177,9 +178,8 @@ def _compare(same: bool, run: Run, table: str) -> None:
         )
 
 
-def _commit(run: Path, folder: Path) -> None:
-    versions = list_versions(run)
-    number = 1 + (versions[-1][0] if versions else 0)
+def _commit(run: Path, folder: Path, number: int) -> None:
+    """Give the folder its name; fails if another compaction has taken that number meanwhile."""
     for table in TABLES:
         if (folder / table).is_dir():
             sync_folder(folder / table)

@@ -133,7 +133,7 @@ class SeenKeys:
         """Epochs that lack a sample which belongs to the run.
 
         A sample belongs if it is in the roster and was ever seen; without a roster, if it was seen
-        in more than half of the epochs.
+        in more than half of the epochs. An epoch without any row counts, if most have some.
 
         Yields:
             The gaps, by epoch.
@@ -144,10 +144,18 @@ class SeenKeys:
         expected = 2 * n_epochs > len(self._seen)
         if len(self._roster):
             expected = np.isin(self._ids, self._roster) & (n_epochs > 0)
-        for e in self.epochs:
-            missing = expected & (self._seen[e] == 0)
+        nothing = np.zeros(len(self._ids), dtype=np.uint8)
+        for e in self._epochs_expected():
+            missing = expected & (self._seen.get(e, nothing) == 0)
             if missing.any():
-                yield Gap(e, self._ids[missing], int(expected.sum()), self._n_repeats[e])
+                repeats = self._n_repeats.get(e, 0)
+                yield Gap(e, self._ids[missing], int(expected.sum()), repeats)
+
+    def _epochs_expected(self) -> list[int]:
+        """Epochs with rows; those between them as well, unless only some are recorded by plan."""
+        epochs = self.epochs
+        between = range(epochs[0], epochs[-1] + 1) if epochs else range(0)
+        return list(between) if len(between) < 2 * len(epochs) else epochs
 
 
 def _twice(epoch: int, sample_ids: np.ndarray) -> str:

@@ -62,18 +62,22 @@ def find_gone(run: Path) -> pd.DataFrame:
         return pd.DataFrame({"epoch": [], "sample_id": []}, dtype=np.int64)
     roster = Run(run).roster().index.to_numpy(dtype=np.int64)
     seen, spans = _look_through(run, roster)
-    epochs: set[int] = set()
-    for first_step, last_step in names:
-        low = max((e for step, e in spans if step < first_step), default=-1)
-        high = min((e for step, e in spans if step > last_step), default=2**31)
-        epochs.update(e for e in seen.epochs if low <= e <= high)
-    pairs = [(g.epoch, i) for g in seen.gaps() if g.epoch in epochs for i in g.sample_ids.tolist()]
+    bounds = [_epochs_between(spans, *steps) for steps in names]
+    gaps = [g for g in seen.gaps() if any(low <= g.epoch <= high for low, high in bounds)]
+    pairs = [(gap.epoch, sample_id) for gap in gaps for sample_id in gap.sample_ids.tolist()]
     for bucket in buckets:
         never = seen.never_seen()
         inside = never[(never >= bucket.first_sample) & (never <= bucket.last_sample)]
         pairs += [(e, i) for e in seen.epochs for i in inside.tolist()]
-    table = pd.DataFrame(sorted({*pairs}), columns=["epoch", "sample_id"], dtype=np.int64)
-    return table
+    return pd.DataFrame(sorted({*pairs}), columns=["epoch", "sample_id"], dtype=np.int64)
+
+
+def _epochs_between(
+    spans: list[tuple[int, int]], first_step: int, last_step: int
+) -> tuple[int, int]:
+    """Least and largest epoch that rows of these steps can be of, by the rows around them."""
+    low = max((epoch for step, epoch in spans if step < first_step), default=-1)
+    return low, min((epoch for step, epoch in spans if step > last_step), default=2**31)
 
 
 def _lost_names(run: Path) -> list[tuple[int, int]]:

@@ -175,8 +175,9 @@ def write_json_once(path: Path, content: Mapping[str, Any]) -> None:
 def clear_leftovers(folder: Path, attempt: int) -> None:
     """Remove temporary files that killed processes left in a run.
 
-    Only those of attempts before the given one: whoever still lives among their writers may not
-    write to the run any more. What cannot be removed is left; readers pass it over.
+    Only those of attempts before the given one, and of attempts' files up to it: whoever still
+    lives among their writers may not write to the run any more, or has come too late. What cannot
+    be removed is left; readers pass it over.
 
     Args:
         folder: Folder of the run.
@@ -186,8 +187,10 @@ def clear_leftovers(folder: Path, attempt: int) -> None:
         for path in folder.glob(f"{place}/.tmp-*"):
             match = _TEMPORARY.fullmatch(path.name)
             ours = path.resolve().is_relative_to(folder.resolve())
-            if ours and match is not None and int(match[1] or 0) < attempt:
-                _remove(path)
+            if ours and match is not None:
+                number = int(match[1] or -1)
+                if number < attempt or (number == attempt and place == "attempts"):
+                    _remove(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -60,11 +60,10 @@ def open_regular(path: Path, max_bytes: int = MAX_FILE_BYTES) -> BinaryIO:
         raise
     except OSError as error:  # O_NOFOLLOW says ELOOP at a link
         raise TraceError(f"{path} cannot be opened as a file of a trace: {error}.") from None
-    file = os.fdopen(descriptor, "rb")
     state = os.fstat(descriptor)
     if stat.S_ISREG(state.st_mode) and state.st_size <= max_bytes:
-        return file
-    file.close()
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
     what = f"holds {state.st_size} bytes" if stat.S_ISREG(state.st_mode) else "is no regular file"
     raise TraceError(f"{path} {what}; a file of its kind in a trace holds at most {max_bytes}.")
 
@@ -92,7 +91,9 @@ def parse_json(data: bytes, where: object) -> dict[str, Any]:
         raise TraceError(f"{where} holds {len(data)} bytes; JSON of a trace has at most 16 MiB.")
     try:
         content = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
-        json.dumps(content, allow_nan=False).encode()  # 1e999 and lone surrogates
+        json.dumps(
+            content, allow_nan=False, ensure_ascii=False
+        ).encode()  # 1e999 and lone surrogates
     except (ValueError, RecursionError, MemoryError) as error:
         raise TraceError(f"{where} is not readable as JSON: {error}.") from None
     if not isinstance(content, dict):
@@ -233,13 +234,13 @@ def check_footer(file: pq.ParquetFile, table: Table, path: Path) -> None:
         )
 
 
-def check_size(file: pq.ParquetFile, path: Path, *, max_rows: int = MAX_ROWS) -> None:
+def check_size(file: pq.ParquetFile, path: Path, *, max_rows: int | None = None) -> None:
     """Refuse a Parquet file whose footer promises more than a file of a trace can hold.
 
     Args:
         file: The file, of which nothing has been decoded but the footer.
         path: Its path, for the message.
-        max_rows: The most rows that a file of its kind holds.
+        max_rows: The most rows that a file of its kind holds; those of a part by default.
 
     Raises:
         CorruptTraceError: If it promises too many rows, row groups, columns or bytes.
@@ -252,7 +253,7 @@ def check_size(file: pq.ParquetFile, path: Path, *, max_rows: int = MAX_ROWS) ->
         rows = [group.num_rows for group in groups]
         decoded = n_rows * sum(_width(field.type) for field in file.schema_arrow)
     for count, limit, what in (
-        (n_rows, max_rows, "rows"),
+        (n_rows, MAX_ROWS if max_rows is None else max_rows, "rows"),
         (n_groups, MAX_ROW_GROUPS, "row groups"),
         (metadata.num_columns, MAX_COLUMNS, "columns"),
         (sum(sizes), MAX_DECODED_BYTES, "bytes once decompressed"),

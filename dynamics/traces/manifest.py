@@ -134,6 +134,15 @@ def write_manifest(manifest: Manifest) -> None:
     write_durably(manifest.folder, MANIFEST_COPY, data)
 
 
+def copy_is_sound(manifest: Manifest) -> bool:
+    """Whether the copy of a manifest holds the same."""
+    try:
+        data = read_regular(manifest.folder / MANIFEST_COPY, MAX_JSON_BYTES)
+    except (TraceError, OSError):
+        return False
+    return data == encode_manifest(manifest)
+
+
 def decode_manifest(data: bytes, path: Path) -> Manifest:
     """A manifest from the bytes of its file.
 
@@ -148,9 +157,9 @@ def decode_manifest(data: bytes, path: Path) -> Manifest:
         TraceError: If they are not those written.
     """
     content = parse_json(data, path)
-    check_schema_version(content.get("schema_version"), str(path))
     if content.pop("content_hash", None) != _hash(content):
         raise TraceError(f"{path} does not hold what was written to it.")
+    check_schema_version(content.get("schema_version"), str(path))
     try:
         return _parse(path.parent, content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

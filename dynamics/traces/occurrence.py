@@ -66,8 +66,7 @@ def number_within_rank(samples: pa.Table, counter: OccurrenceCounter) -> pa.Tabl
     Returns:
         The rows ordered by epoch, sample and step, with `occurrence`, and `REPEAT` in `status`.
     """
-    samples = samples.sort_by([(key, "ascending") for key in ("epoch", "sample_id", "step")])
-    epochs, ids = samples["epoch"].to_numpy(), samples["sample_id"].to_numpy()
+    samples, epochs, ids = _by_epoch_and_sample(samples, "step")
     bounds = [*_group_starts(epochs), len(epochs)]
     found = [counter.count_sorted(int(epochs[a]), ids[a:b]) for a, b in itertools.pairwise(bounds)]
     return _set_occurrence(samples, np.concatenate([*found, np.empty(0, np.int64)]))
@@ -88,11 +87,41 @@ def number_across_ranks(rows: pa.Table) -> pa.Table:
     Returns:
         The rows without `rank`, ordered by epoch, sample and occurrence.
     """
-    keys = ("epoch", "sample_id", "step", "rank", "occurrence")
-    rows = rows.sort_by([(key, "ascending") for key in keys]).drop_columns("rank")
-    starts = _group_starts(rows["epoch"].to_numpy(), rows["sample_id"].to_numpy())
+    rows, epochs, ids = _by_epoch_and_sample(rows, "step", "rank", "occurrence")
+    rows = rows.drop_columns("rank")
+    starts = _group_starts(epochs, ids)
     sizes = np.diff(starts, append=rows.num_rows)
     return _set_occurrence(rows, np.arange(rows.num_rows) - np.repeat(starts, sizes))
+
+
+def _by_epoch_and_sample(rows: pa.Table, *then: str) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """Rows ordered by epoch, sample and further keys, and their epochs and samples."""
+    rows = rows.combine_chunks()
+    epochs, ids = rows["epoch"].to_numpy(), rows["sample_id"].to_numpy()
+    if not rows.num_rows:
+        return rows, epochs, ids
+    order = _argsort_pairs(epochs, ids)
+    same = (np.diff(epochs[order]) == 0) & (np.diff(ids[order]) == 0)
+    # Few, as a rule, so that the further keys cost little.
+    repeated = np.append(same, False) | np.insert(same, 0, False)
+    again = order[repeated]
+    keys = [rows[key].to_numpy()[again] for key in reversed(then)]
+    order[repeated] = again[np.lexsort([*keys, ids[again], epochs[again]])]
+    return rows.take(pa.array(order)), epochs[order], ids[order]
+
+
+def _argsort_pairs(major: np.ndarray, minor: np.ndarray) -> np.ndarray:
+    """Stable order by two whole numbers: one sort of single numbers, much faster, if they fit."""
+    n = len(major)
+    low_major, low_minor = int(major.min()), int(minor.min())
+    span_major, span_minor = int(major.max()) - low_major + 1, int(minor.max()) - low_minor + 1
+    if span_major * span_minor * n >= 2**63:
+        return np.lexsort((minor, major))
+    packed = (major.astype(np.int64) - low_major) * span_minor + (minor - low_minor)
+    packed *= n
+    packed += np.arange(n)
+    packed.sort()
+    return packed % n
 
 
 def _set_occurrence(samples: pa.Table, occurrence: np.ndarray) -> pa.Table:

@@ -84,7 +84,7 @@ class Run:
             self.path / "end" / f"attempt-{last.attempt:04d}-rank-{rank:05d}.json"
             for rank in range(last.world_size)
         )
-        return all(end.is_file() for end in ends)
+        return all(end.is_file() and not end.is_symlink() for end in ends)
 
     def samples(
         self,

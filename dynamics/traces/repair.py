@@ -20,6 +20,7 @@ from dynamics.traces.layout import RUN_FILE, nothing_there, write_durably
 from dynamics.traces.manifest import (
     COMPACTED,
     MANIFEST_FILE,
+    copy_is_sound,
     list_versions,
     read_manifest,
     write_manifest,
@@ -108,7 +109,9 @@ def _mend_attempts(run: Path) -> None:
 
 def _mend_manifest(run: Path) -> None:
     try:
-        read_manifest(run)
+        manifest = read_manifest(run)
+        if manifest is not None and not copy_is_sound(manifest):
+            write_manifest(manifest)
     except TraceError as error:
         path = list_versions(run)[-1][1] / MANIFEST_FILE
         set_aside(run, path, str(error), "which parts the buckets replaced.")

@@ -89,7 +89,7 @@ def _refuse_existing(folder: Path) -> str:
 
 def _has_rows(folder: Path) -> bool:
     return any(
-        next((folder / place).glob("part-*.parquet"), None)
+        next(folder.glob(f"{place}/part-*.parquet"), None)
         for table in TABLES
         for place in (f"{table}/rank-*", f"compacted/v*/{table}")
     )
@@ -181,8 +181,13 @@ def read_attempts(folder: Path) -> list[Attempt]:
         The attempts, ordered by number.
 
     Raises:
+        TraceError: If the folder of attempts is a link.
         SchemaError: If an attempt's file does not have the fields of an attempt.
     """
+    if (folder / "attempts").is_symlink():
+        raise TraceError(
+            f"{folder / 'attempts'} is a symbolic link, and nothing of a trace is read through one."
+        )
     paths = (folder / "attempts").glob("attempt-*.json")
     attempts = [read_attempt(path) for path in paths if _ATTEMPT_NAME.fullmatch(path.name)]
     return sorted(attempts, key=lambda attempt: attempt.attempt)

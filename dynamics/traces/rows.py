@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dynamics.traces.errors import SchemaError
+from dynamics.traces.limits import MAX_TEXT_BYTES
 from dynamics.traces.schema import BLOCK_PREFIX, SCHEMA_VERSION, TABLES, Status, Table
 
 Columns = Mapping[str, Any]
@@ -58,8 +59,20 @@ def to_arrow(table: Table, arrays: Columns) -> pa.Table:
                 f"{'' if field.nullable else ', none missing'}, but got {len(column)} with "
                 f"{column.null_count} missing."
             )
+        _check_texts(column, table, field)
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _check_texts(column: pa.Array, table: Table, field: pa.Field) -> None:
+    if not pa.types.is_string(field.type):
+        return
+    longest = pc.max(pc.binary_length(column)).as_py() or 0
+    if longest > MAX_TEXT_BYTES:  # or no reader would take it
+        raise SchemaError(
+            f"`{table.name}.{field.name}` has a text of {longest:,} bytes; a text of a trace has "
+            f"at most {MAX_TEXT_BYTES:,}. Shorten it."
+        )
 
 
 def _convert(values: Any, field: pa.Field, n: int) -> pa.Array:
@@ -107,7 +120,7 @@ def _bit_and_excuses(column: str) -> tuple[int, int]:
 
 
 def _is_non_finite(column: pa.ChunkedArray) -> np.ndarray:
-    if not pa.types.is_floating(column.type):
+    if not pa.types.is_floating(column.type) or column.null_count == len(column):
         return np.zeros(len(column), dtype=bool)
     return np.asarray(pc.fill_null(pc.invert(pc.is_finite(column)), False))
 

@@ -5,6 +5,7 @@ from there.
 """
 
 import datetime
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -52,19 +53,10 @@ def note_lost(run: Path, path: Path, why: str, lost: str) -> dict[str, Any]:
 
 
 def _record(run: Path, path: Path, why: str, lost: str, *, move: bool) -> dict[str, Any]:
-    where = path.relative_to(run).as_posix()
-    target = run / SET_ASIDE / where
-    for number in range(1, 10_000):
-        if not target.exists() and not target.with_name(target.name + RECORD_SUFFIX).exists():
-            break
-        target = run / SET_ASIDE / f"{where}.{number}"
+    where, why = path.relative_to(run).as_posix(), why.removeprefix(f"{path} ")
+    target = _free_place(run / SET_ASIDE / where, why)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    record = {
-        "file": where,
-        "why": why.removeprefix(f"{path} "),
-        "lost": lost,
-        "set_aside_utc": now,
-    }
+    record = {"file": where, "why": why, "lost": lost, "set_aside_utc": now}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_durably(target.parent, target.name + RECORD_SUFFIX, json.dumps(record, indent=1).encode())
     if move and path.exists():
@@ -72,6 +64,24 @@ def _record(run: Path, path: Path, why: str, lost: str, *, move: bool) -> dict[s
         sync_folder(target.parent)
         sync_folder(path.parent)
     return record
+
+
+def _free_place(wanted: Path, why: str) -> Path:
+    """Where nothing lies yet, but for the record of a move for this reason that did not come."""
+    place = wanted
+    for number in itertools.count(1):
+        record = place.with_name(place.name + RECORD_SUFFIX)
+        if not place.exists() and (not record.exists() or _reason(record) == why):
+            break
+        place = wanted.with_name(f"{number}-{wanted.name}")
+    return place
+
+
+def _reason(record: Path) -> object:
+    try:
+        return read_json(record).get("why")
+    except TraceError:
+        return None
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from dynamics.traces.findings import Finding, Severity, findings_table
 from dynamics.traces.inventory import take_stock
 from dynamics.traces.key_checks import KeyCheck
 from dynamics.traces.layout import RUN_FILE, STUDY_FILE, nothing_there
-from dynamics.traces.manifest import Manifest, read_manifest
+from dynamics.traces.manifest import MANIFEST_COPY, Manifest, copy_is_sound, read_manifest
 from dynamics.traces.part_checks import CheckedPart, check_part
 from dynamics.traces.parts import list_parts, replaced_path, stored_parts
 from dynamics.traces.record_checks import (
@@ -145,6 +145,10 @@ def _check_leftovers(run: Path, manifest: Manifest | None) -> Iterator[Finding]:
                 what = "replaced by a bucket, and not read; the compaction did not finish."
                 mend = "`dynamics compact` removes it once it has checked the buckets."
                 yield Finding(Severity.note, part.path, what, mend)
+    if not copy_is_sound(manifest):
+        what = "not the copy of the manifest beside it, which only a repair would need."
+        mend = "`dynamics repair` makes it anew."
+        yield Finding(Severity.finding, manifest.folder / MANIFEST_COPY, what, mend)
     for bucket in manifest.lost:
         where = manifest.folder / bucket.table / bucket.name
         what = f"a damaged bucket was set aside, with {bucket.rows:,} rows."
