@@ -8,11 +8,11 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 
 def environment(device: str, *packages: str) -> dict[str, str]:
     """What the numbers depend on."""
+    import torch  # here, so that a process that measures memory need not load it
+
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
         "cores": str(os.cpu_count()),
@@ -33,6 +33,8 @@ def peak_alone(script: str, *arguments: str) -> int | None:
 def peak_bytes(device: str) -> int:
     """Most bytes that this process has held so far."""
     if device == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated()
     # Not getrusage: its maximum is inherited from the process that started this one.
     status = Path("/proc/self/status").read_text(encoding="utf-8")

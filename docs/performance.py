@@ -44,6 +44,8 @@ def describe_performance() -> str:
         lines += ["", *_describe_fisher(path.stem, json.loads(path.read_text(encoding="utf-8")))]
     for path in sorted(RESULTS.glob("fisher_draws.json")):
         lines += ["", *_describe_draws(json.loads(path.read_text(encoding="utf-8")))]
+    for path in sorted(RESULTS.glob("traces-*.json")):
+        lines += ["", *_describe_traces(path.stem, json.loads(path.read_text(encoding="utf-8")))]
     return "\n".join(lines) + "\n"
 
 
@@ -126,6 +128,73 @@ def _describe_draws(content: dict[str, Any]) -> Iterator[str]:
         for way in states[0]["variances"]:
             values = [f"{state['variances'][way]:.2g}" for state in states]
             yield f"| {way} | {' | '.join(values)} |"
+
+
+def _describe_traces(name: str, content: dict[str, Any]) -> Iterator[str]:
+    """The section on traces, from the results of benchmarks/traces.py.
+
+    Yields:
+        Its lines.
+    """
+    load, report, sizes = content["load"], content["report"], content["sizes"]
+    yield from (
+        "## Traces",
+        "",
+        "A trace of 80 epochs with `loss`, `margin` and `grad_norm`, values drawn uniformly from "
+        "the 2²⁴ float32 in [0, 1): 3 bytes each that nothing can compress, and 1.5 more for the "
+        "step, as random as the order of the samples. So "
+        f"{content['two_values']['bytes_per_row']:.1f} bytes a row with two values, "
+        f"{sizes[-1]['bytes_per_row']:.1f} with three. Real losses take less.",
+        "",
+        f"### {name}",
+        "",
+        _environment(content),
+        "",
+        f"Training: a step of {load['step_s'] * 1e3:.0f} ms with 256 rows takes "
+        f"{load['ratio'] - 1:+.1%} with the writer at work (lowest and highest of "
+        f"{load['rounds']} rounds {load['ratio_low'] - 1:+.1%} and {load['ratio_high'] - 1:+.1%}); "
+        f"the calls of `append` themselves take {load['share_within_append']:.2%}.",
+        "",
+        f"`write_report` of a run of {report['n_rows']:,.0f} rows with every column takes "
+        f"{_seconds(report)} and {_mebibytes(report.get('peak_bytes'))}.",
+        "",
+        "One row per sample, each method in a process of its own, peak memory with the "
+        "interpreter. Ours gives thirteen columns and verifies every byte first; peers give count, "
+        "mean and variance of the loss and two means, and verify nothing.",
+        "",
+        f"| method | {' | '.join(_size_head(size) for size in sizes)} |",
+        "| --- " * (len(sizes) + 1) + "|",
+    )
+    for at, row in enumerate(sizes[0]["methods"]):
+        if row["method"] != "one sample":
+            cells = (_traces_cell(size["methods"][at], size["n_rows"]) for size in sizes)
+            yield f"| {row['method']} | {' | '.join(cells)} |"
+    yield from (
+        "",
+        "| | rows written a second | bytes a row | parts | one sample, first | one sample, later |",
+        "| --- | --- | --- | --- | --- | --- |",
+    )
+    for size in sizes:
+        sample = next(row for row in size["methods"] if row["method"] == "one sample")
+        yield (
+            f"| {_size_head(size)} | {size['rows_per_s']:,.0f} | {size['bytes_per_row']:.2f} "
+            f"| {size['parts']} | {sample['first_s']:.2f} s | {sample['later_s']:.3f} s |"
+        )
+
+
+def _size_head(size: dict[str, Any]) -> str:
+    return f"{size['n_rows'] / 1e6:g} M rows, {size['n_samples']:,} samples"
+
+
+def _traces_cell(row: dict[str, Any], n_rows: int) -> str:
+    if "refused" in row:
+        return f"– ({row['refused']})"
+    per_row = row["seconds"] / n_rows * 1e9
+    return f"{row['seconds']:.2f} s ({per_row:.0f} ns a row), {_mebibytes(row['peak_bytes'])}"
+
+
+def _seconds(row: dict[str, Any]) -> str:
+    return f"{row['seconds']:.1f} s" if "seconds" in row else f"– ({row['refused']})"
 
 
 def _fisher_row(row: dict[str, Any], own: float, peak: int | None) -> str:

@@ -45,13 +45,12 @@ def area_under_roc(scores: np.ndarray, positive: np.ndarray) -> tuple[float, flo
     """
     known = np.isfinite(scores)
     scores, positive = scores[known], positive[known].astype(bool)
-    n_pos, n_neg = int(positive.sum()), int((~positive).sum())
+    above, below = np.sort(scores[positive]), np.sort(scores[~positive])
+    n_pos, n_neg = len(above), len(below)
     if n_pos == 0 or n_neg == 0:
         return float("nan"), float("nan")
-    ranks = stats.rankdata(scores)
-    within_pos, within_neg = stats.rankdata(scores[positive]), stats.rankdata(scores[~positive])
-    placement_pos = (ranks[positive] - within_pos) / n_neg
-    placement_neg = 1 - (ranks[~positive] - within_neg) / n_pos
+    placement_pos = _share_below(above, below)
+    placement_neg = 1 - _share_below(below, above)
     area = float(placement_pos.mean())
     variance = 0.0
     if n_pos > 1:
@@ -59,6 +58,12 @@ def area_under_roc(scores: np.ndarray, positive: np.ndarray) -> tuple[float, flo
     if n_neg > 1:
         variance += placement_neg.var(ddof=1) / n_neg
     return area, float(np.sqrt(variance))
+
+
+def _share_below(x: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Share of the others that is below each x, ties counting half; both ascending."""
+    low, high = np.searchsorted(others, x, "left"), np.searchsorted(others, x, "right")
+    return (low + high) / (2 * len(others))
 
 
 def bootstrap(

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamics import open_run
-from dynamics.traces import TABLES, Status, TraceWriter, begin_attempt, create_run
-from dynamics.traces.occurrence import OccurrenceCounter, number_across_ranks
+from dynamics.traces import Status, TraceWriter, begin_attempt, create_run
+from dynamics.traces.occurrence import OccurrenceCounter
 
 ids = st.sampled_from([0, 1, 2, 7, 2**31, 2**62 - 1, 2**62, 2**62 + 1])
 
@@ -175,21 +175,6 @@ def test_each_sample_is_streamed_in_the_order_of_its_epochs(tmp_path):
     assert len(rows) == 12 * 8
     assert rows.groupby("sample_id")["epoch"].is_monotonic_increasing.all()
     assert len(tables) > 1  # and not all at once
-
-
-def test_epochs_are_let_go_as_soon_as_no_part_can_add_to_them(tmp_path):
-    ranks = [[(e, e, [2 * e % 6 + r, 1]) for e in range(9)] for r in range(2)]
-    record(tmp_path / "run", [(0, ranks)], max_rows=2)
-    run = open_run(tmp_path / "run")
-    read = []
-
-    def note(part):
-        read.append(part)
-        return run._live_rows(part, TABLES["samples"], None)
-
-    tables = number_across_ranks(run.parts("samples"), note, run._open)
-    assert next(tables)["epoch"].to_pylist() == [0] * 4
-    assert len(read) == 2
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -23,6 +23,7 @@ from dynamics.traces.schema import SAMPLES, TABLES
 
 BUCKET_ROWS = 2_000_000
 MAX_BUCKETS = 256
+ROWS_PER_GROUP = 131_072  # a trajectory reads one or two of them
 ORDER = ("sample_id", "epoch", "step", "occurrence")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -118,7 +119,7 @@ def write_bucket(
     Raises:
         CorruptTraceError: If what was read back has another number of rows.
     """
-    data = encode_part(rows, TABLES[table])
+    data = encode_part(rows, TABLES[table], rows_per_group=ROWS_PER_GROUP)
     first, last = _bounds(rows, "step")
     name = PartName(attempt, number, first, last, content_hash(data))
     place = folder / table

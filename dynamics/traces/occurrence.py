@@ -8,19 +8,15 @@ several trained, readers number again.
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dynamics.traces.parts import Part
 from dynamics.traces.rows import replace_column
 from dynamics.traces.schema import Status
 
 _RANK_FOLDER = re.compile(r"rank-(\d+)")
-_BEFORE_ALL, _AFTER_ALL = -(2**31), 2**31
 
 
 class OccurrenceCounter:
@@ -76,62 +72,21 @@ def number_within_rank(samples: pa.Table, counter: OccurrenceCounter) -> pa.Tabl
     return _set_occurrence(samples, np.concatenate([*found, np.empty(0, np.int64)]))
 
 
-def number_across_ranks(
-    parts: Sequence[Part],
-    read: Callable[[Part], pa.Table],
-    open_file: Callable[[Part], pq.ParquetFile],
-) -> Iterator[pa.Table]:
+def rank_of(part: Part) -> int:
+    """Rank that recorded a part, by the name of its folder; -1 for a bucket of a compacted run."""
+    match = _RANK_FOLDER.fullmatch(part.path.parent.name)
+    return -1 if match is None else int(match[1])
+
+
+def number_across_ranks(rows: pa.Table) -> pa.Table:
     """Number the rows of all ranks, in the order of step, rank and what the rank itself counted.
 
-    Opens every part twice: first for the epochs that it holds, then for its rows. Memory is that of
-    the rows of the epochs in flight, of all ranks.
-
     Args:
-        parts: Parts of `samples`, in any order.
-        read: Rows of a part that count, with at least `step, epoch, sample_id, occurrence`.
-        open_file: Opens a part.
+        rows: All rows that count of some epochs, with `rank`.
 
-    Yields:
-        Rows of whole epochs, epochs ascending, each ordered by sample and occurrence. Before them,
-        of each bucket of a compacted run, the rows of epochs that no part goes on with; they were
-        numbered when the bucket was written.
+    Returns:
+        The rows without `rank`, ordered by epoch, sample and occurrence.
     """
-    recorded = [part for part in parts if part.sample_range is None]
-    firsts = sorted((_first_epoch(open_file(part)), str(part.path), part) for part in recorded)
-    going_on = firsts[0][0] if firsts else _AFTER_ALL
-    waiting: list[pa.Table] = []
-    for bucket in (part for part in parts if part.sample_range is not None):
-        rows = read(bucket)
-        yield rows.filter(pc.field("epoch") < going_on)
-        rest = rows.filter(pc.field("epoch") >= going_on)
-        waiting.append(
-            rest.append_column("rank", pa.nulls(rest.num_rows, pa.int32()).fill_null(-1))
-        )
-    for i, (first, _, part) in enumerate(firsts):
-        rows = read(part)
-        rank = pa.repeat(pa.scalar(_rank(part), pa.int32()), rows.num_rows)
-        waiting.append(rows.append_column("rank", rank))
-        # All that waits is of epoch `first` or after it, all that comes of `following` or after.
-        following = firsts[i + 1][0] if i + 1 < len(firsts) else _AFTER_ALL
-        if first < following:
-            table = pa.concat_tables(waiting, promote_options="default")
-            yield _number(table.filter(pc.field("epoch") < following))
-            waiting = [table.filter(pc.field("epoch") >= following)]
-
-
-def _first_epoch(file: pq.ParquetFile) -> int:
-    at = file.schema_arrow.names.index("epoch")
-    groups = [file.metadata.row_group(i).column(at) for i in range(file.metadata.num_row_groups)]
-    known = all(group.is_stats_set and group.statistics.has_min_max for group in groups)
-    return min((g.statistics.min for g in groups), default=0) if known else _BEFORE_ALL
-
-
-def _rank(part: Part) -> int:
-    match = _RANK_FOLDER.fullmatch(part.path.parent.name)
-    return 0 if match is None else int(match[1])
-
-
-def _number(rows: pa.Table) -> pa.Table:
     rows, epochs, ids = _by_epoch_and_sample(rows, "step", "rank", "occurrence")
     rows = rows.drop_columns("rank")
     starts = _group_starts(epochs, ids)

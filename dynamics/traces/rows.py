@@ -17,6 +17,7 @@ Columns = Mapping[str, Any]
 """Column name to array, all of one length."""
 
 _FROM_ZERO = {"status", "occurrence"}  # a writer adds to them, so callers may leave them out
+_ROWS_PER_GROUP = 16_384
 _NEVER_FLAGGED = {"grad_norm_stderr"}  # unknown where the norm is 0, or itself missing
 
 
@@ -152,8 +153,20 @@ def replace_column(rows: pa.Table, name: str, values: pa.Array | pa.ChunkedArray
     return rows.set_column(at, rows.schema.field(at), values)
 
 
-def encode_part(rows: pa.Table, table: Table) -> bytes:
-    """Rows as the bytes of a Parquet file: zstd, page checksums, encodings by type."""
+def encode_part(rows: pa.Table, table: Table, *, rows_per_group: int | None = None) -> bytes:
+    """Rows as the bytes of a Parquet file: zstd, page checksums, encodings by type.
+
+    One sample's trajectory decodes a row group of each epoch, so that of parts sorted by epoch are
+    small. Larger ones save 0.7 % of the bytes, and seven eighths of the footer.
+
+    Args:
+        rows: The rows, with the columns as stored.
+        table: The table that they belong to.
+        rows_per_group: Rows of a row group, 16,384 by default.
+
+    Returns:
+        The bytes.
+    """
     few_values = {"epoch", "status", "weight", "predicted", "correct", "occurrence"}
     encodings = {}
     dictionary = []
@@ -171,7 +184,7 @@ def encode_part(rows: pa.Table, table: Table) -> bytes:
         sink,
         compression="zstd",
         compression_level=3,
-        row_group_size=131_072,
+        row_group_size=rows_per_group or _ROWS_PER_GROUP,
         use_dictionary=dictionary,
         column_encoding=encodings,
         write_page_checksum=True,

@@ -1,5 +1,6 @@
 """Reads studies: `open_study`."""
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pandas as pd
 
 from dynamics.traces.errors import SchemaError, TraceError
 from dynamics.traces.layout import RUN_FILE, STUDY_FILE, nothing_there, read_json
+from dynamics.traces.query import MEMORY_LIMIT, factor_columns, query_runs
 from dynamics.traces.reader import Run
 from dynamics.traces.schema import check_schema_version
 
@@ -73,6 +75,43 @@ class Study:
             levels = {factor: run.config.get(factor) for factor in self.factors}
             rows.append({"run": run.name, **levels, "ended_cleanly": run.ended_cleanly})
         return pd.DataFrame(rows, columns=["run", *self.factors, "ended_cleanly"])
+
+    def sql(
+        self,
+        query: str,
+        parameters: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        memory_limit: int = MEMORY_LIMIT,
+        threads: int | None = None,
+    ) -> pd.DataFrame:
+        """Answer a SELECT over all runs at once; tables as in `Run.sql`.
+
+        Each table has a column `run` and one for each factor, and the table `runs` has these alone.
+        A factor called like a column of a table is `factor_<name>`; a level that is neither number
+        nor text is JSON.
+
+        Args:
+            query: One SELECT in DuckDB's dialect.
+            parameters: Values for `?` or `$name` in the query.
+            memory_limit: Bytes that DuckDB may use; past them it writes to a temporary folder.
+            threads: Threads; as many as there are cores by default.
+
+        Returns:
+            The answer.
+
+        Raises:
+            ValueError: If the query is not one SELECT, or DuckDB refuses it.
+            MemoryError: If it needs more than the limit and cannot do it by parts.
+            CorruptTraceError: If a part is damaged.
+        """
+        return query_runs(
+            query,
+            {run.name: run for run in self.runs},
+            factor_columns(self.table().drop(columns="ended_cleanly")),
+            parameters=parameters,
+            memory_limit=memory_limit,
+            threads=threads,
+        )
 
 
 def open_study(path: str | Path) -> Study:
