@@ -199,8 +199,12 @@ def _small_table(
         rows = rows.merge(levels, on="run", how="left")
     table = pa.Table.from_pandas(rows, preserve_index=False)
     for column in TABLES[name].columns:  # a column that is missing everywhere has its type too
-        at = table.schema.get_field_index(column.name)
-        table = table.set_column(at, column.name, table[column.name].cast(column.type))
+        if column.name in table.column_names:
+            at = table.schema.get_field_index(column.name)
+            table = table.set_column(at, column.name, table[column.name].cast(column.type))
+        else:
+            missing = pa.nulls(table.num_rows, column.type)
+            table = table.append_column(column.name, missing)
     return table
 
 
