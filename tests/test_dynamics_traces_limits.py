@@ -14,7 +14,7 @@ from dynamics import open_run
 from dynamics.traces import CorruptTraceError, SchemaError, TraceError, limits
 from dynamics.traces.layout import PartName, content_hash, read_json
 from dynamics.traces.parts import open_part, read_part
-from dynamics.traces.schema import TABLES
+from dynamics.traces.schema import SCHEMA_VERSION, TABLES
 from dynamics.traces.verify import verify
 
 
@@ -42,7 +42,7 @@ def as_stored(run, table="samples"):
     return rows.replace_schema_metadata({"schema_version": "1.0", "table": table})
 
 
-def newer(rows, version="1.1"):
+def newer(rows, version=f"1.{int(SCHEMA_VERSION[2:]) + 1}"):
     return rows.replace_schema_metadata({"schema_version": version, "table": "samples"})
 
 

@@ -7,6 +7,7 @@ says after that becomes a `CorruptTraceError`.
 """
 
 import contextlib
+import functools
 import json
 import os
 import stat
@@ -182,16 +183,21 @@ def open_parquet(source: Any, *, texts: tuple[str, ...] = ()) -> pq.ParquetFile:
     length = int.from_bytes(source.read(4), "little")
     if length > min(MAX_FOOTER_BYTES, size):
         raise ValueError(f"it claims a footer of {length} bytes, and has {size} in all")
-    source.seek(0)
-    return pq.ParquetFile(
-        source,
-        read_dictionary=list(texts),
+    limited = functools.partial(
+        pq.ParquetFile,
         page_checksum_verification=True,
         arrow_extensions_enabled=False,
         thrift_string_size_limit=MAX_FOOTER_BYTES,
         thrift_container_size_limit=MAX_ROW_GROUPS * MAX_COLUMNS // 16,
         schema_depth_limit=4,
     )
+    source.seek(0)
+    file = limited(source)
+    held = [name for name in texts if name in file.schema_arrow.names]
+    if not held:  # columns that an older file lacks cannot be asked for
+        return file
+    source.seek(0)
+    return limited(source, read_dictionary=held)
 
 
 def check_footer(file: pq.ParquetFile, table: Table, path: Path) -> None:

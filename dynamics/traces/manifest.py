@@ -136,11 +136,11 @@ def write_manifest(manifest: Manifest) -> None:
 
 def copy_is_sound(manifest: Manifest) -> bool:
     """Whether the copy of a manifest holds the same."""
+    path = manifest.folder / MANIFEST_COPY
     try:
-        data = read_regular(manifest.folder / MANIFEST_COPY, MAX_JSON_BYTES)
+        return decode_manifest(read_regular(path, MAX_JSON_BYTES), path) == manifest
     except (TraceError, OSError):
         return False
-    return data == encode_manifest(manifest)
 
 
 def decode_manifest(data: bytes, path: Path) -> Manifest:

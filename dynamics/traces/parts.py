@@ -145,6 +145,14 @@ def open_part(
     return file
 
 
+def part_gone(part: Part) -> str:
+    """The text of the error for a part that was listed and is no longer there."""
+    return (
+        f"{part.path} is gone: the run was compacted or repaired while it was read. Open the run "
+        "again."
+    )
+
+
 def verify_part(part: Part, *, verified: Verified | None = None) -> Path:
     """Path of a part, for an engine that opens files itself, after comparing its hash.
 
@@ -193,10 +201,7 @@ def _verified_file(part: Part, verified: Verified | None) -> Any:
     try:
         file = open_regular(part.path)
     except FileNotFoundError:
-        raise PartGoneError(
-            f"{part.path} is gone: the run was compacted or repaired while it was read. Open the "
-            "run again."
-        ) from None
+        raise PartGoneError(part_gone(part)) from None
     state = os.fstat(file.fileno())
     stamp = (state.st_size, state.st_mtime_ns, state.st_ino)
     if verified is not None and verified.get(part.path) == stamp:

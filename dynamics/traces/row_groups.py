@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dynamics.traces.limits import decoding
-from dynamics.traces.parts import Part, PartGoneError, Verified, open_part
-from dynamics.traces.schema import BLOCK_PREFIX
+from dynamics.traces.parts import Part, PartGoneError, Verified, is_block, open_part, part_gone
+from dynamics.traces.schema import BLOCK_PREFIX, SAMPLES
 
 ROWS_PER_READ = 2**20
 _THREADS = 2
@@ -38,7 +38,7 @@ class Footer:
         part: The part.
         metadata: The footer itself.
         stamp: Size, time of change and inode of the file that was proved.
-        filled: Columns that hold any value, in stored order.
+        filled: Known columns that hold any value, in stored order.
         n_rows: Rows of each row group, shape (G,).
         epochs: Least and largest epoch of each row group, shape (G, 2).
         sample_ids: The same of `sample_id`.
@@ -99,7 +99,7 @@ def _stamp(part: Part) -> tuple[int, int, int]:
     try:
         state = part.path.lstat()
     except FileNotFoundError:
-        raise PartGoneError(f"{part.path} is gone. Open the run again.") from None
+        raise PartGoneError(part_gone(part)) from None
     return state.st_size, state.st_mtime_ns, state.st_ino
 
 
@@ -109,7 +109,9 @@ def _read_footer(part: Part, verified: Verified) -> Footer:
     names = metadata.schema.names
     groups = range(metadata.num_row_groups)
 
-    def is_filled(column: int) -> bool:
+    def is_filled(column: int, name: str) -> bool:
+        if name not in SAMPLES.column_names and not is_block(name, SAMPLES):
+            return False  # of a later minor version
         chunks = (metadata.row_group(g).column(column) for g in groups)
         return any(_count_values(chunk) > 0 for chunk in chunks)
 
@@ -117,7 +119,7 @@ def _read_footer(part: Part, verified: Verified) -> Footer:
         part=part,
         metadata=metadata,
         stamp=stamp,
-        filled=tuple(name for i, name in enumerate(names) if is_filled(i)),
+        filled=tuple(name for i, name in enumerate(names) if is_filled(i, name)),
         n_rows=np.array([metadata.row_group(g).num_rows for g in groups], dtype=np.int64),
         epochs=_bounds(metadata, names.index("epoch")),
         sample_ids=_bounds(metadata, names.index("sample_id")),
