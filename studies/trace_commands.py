@@ -34,8 +34,8 @@ def verify(
     Exit code 0: nothing but notes; 1: a finding; 3: damage.
     """
     with explained():
-        from dynamics.traces.untrusted import verify_untrusted
-        from dynamics.traces.verify import verify as verify_trace
+        from dynamics.traces.verification.untrusted import verify_untrusted
+        from dynamics.traces.verification.verify import verify as verify_trace
 
         found = verify_untrusted(path) if untrusted else verify_trace(path, progress=_shown)
         if as_json:
@@ -58,7 +58,7 @@ def repair(
     Nothing is deleted: what is set aside lies in PATH/set-aside with the reason beside it.
     """
     with explained():
-        from dynamics.traces.repair import repair as repair_trace
+        from dynamics.traces.mending.repair import repair as repair_trace
 
         done = repair_trace(path, progress=_shown)
         if as_json:
@@ -86,7 +86,7 @@ def compact(
 ) -> None:
     """Rewrite a run into fewer files, sorted by sample, and remove those that they replace."""
     with explained():
-        from dynamics.traces.compact import compact as compact_trace
+        from dynamics.traces.compaction.compact import compact as compact_trace
 
         before = _bytes(path)
         manifest = compact_trace(path, force=force, progress=_shown)

@@ -15,13 +15,13 @@ from dynamics import open_run
 from dynamics.traces import (
     TraceWriter,
     begin_attempt,
-    buckets,
     create_run,
     row_groups,
     rows,
     scan,
 )
-from dynamics.traces.compact import compact
+from dynamics.traces.compaction import buckets
+from dynamics.traces.compaction.compact import compact
 
 IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # fsync costs nothing there
 VALUES = ("loss", "margin", "p_true", "el2n", "grad_norm", "correct")

@@ -17,9 +17,9 @@ import numpy as np
 
 from dynamics import open_run
 from dynamics.traces import TABLES, TraceError
+from dynamics.traces.compaction.manifest import MANIFEST_FILE, _hash
 from dynamics.traces.layout import content_hash
-from dynamics.traces.manifest import MANIFEST_FILE, _hash
-from dynamics.traces.verify import verify
+from dynamics.traces.verification.verify import verify
 
 MEMORY = 1 << 30
 EXTREMES = [0, 1, 2, 127, 128, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1]

@@ -18,13 +18,13 @@ from dynamics.traces import (
     TraceError,
     TraceWriter,
     begin_attempt,
-    buckets,
     create_run,
 )
-from dynamics.traces import compact as compact_module
-from dynamics.traces.buckets import bucket_bounds, row_checksum
-from dynamics.traces.compact import compact
-from dynamics.traces.manifest import read_manifest
+from dynamics.traces.compaction import buckets
+from dynamics.traces.compaction import compact as compact_module
+from dynamics.traces.compaction.buckets import bucket_bounds, row_checksum
+from dynamics.traces.compaction.compact import compact
+from dynamics.traces.compaction.manifest import read_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,7 @@ def test_rows_written_while_a_forced_compaction_ran_are_kept(tmp_path, monkeypat
         monkeypatch.undo()
         return buckets.sort_bucket(path)
 
-    monkeypatch.setattr("dynamics.traces.compact.sort_bucket", sort_and_write)
+    monkeypatch.setattr("dynamics.traces.compaction.compact.sort_bucket", sort_and_write)
     with pytest.raises(TraceError, match="was written to while"):
         compact(run.path, force=True)
     assert open_run(run.path).samples()["step"].max() == 3

@@ -10,7 +10,7 @@ import pytest
 from recorded import full_run
 
 from dynamics.traces import TraceWriter
-from dynamics.traces.compact import compact
+from dynamics.traces.compaction.compact import compact
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 60

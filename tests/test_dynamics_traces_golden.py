@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dynamics import open_run
-from dynamics.traces.verify import verify
+from dynamics.traces.verification.verify import verify
 
 GOLDEN = Path(__file__).parent / "data" / "golden-1.0"
 PADDED = [(0, 0), (1, 0)]  # (epoch, sample) that the second rank saw as well

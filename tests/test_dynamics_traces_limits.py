@@ -15,7 +15,7 @@ from dynamics.traces import CorruptTraceError, SchemaError, TraceError, limits
 from dynamics.traces.layout import PartName, content_hash, read_json
 from dynamics.traces.parts import open_part, read_part
 from dynamics.traces.schema import SCHEMA_VERSION, TABLES
-from dynamics.traces.verify import verify
+from dynamics.traces.verification.verify import verify
 
 
 @pytest.fixture

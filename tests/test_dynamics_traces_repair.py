@@ -10,9 +10,9 @@ from recorded import info, roster
 
 from dynamics import open_run
 from dynamics.traces import CorruptTraceError, TraceError, TraceWriter, begin_attempt, create_run
-from dynamics.traces.compact import compact
-from dynamics.traces.repair import repair
-from dynamics.traces.verify import verify
+from dynamics.traces.compaction.compact import compact
+from dynamics.traces.mending.repair import repair
+from dynamics.traces.verification.verify import verify
 
 N, EPOCHS = 6, 5
 
@@ -114,7 +114,7 @@ def test_a_missing_part_is_recorded_as_lost(run):
 
 
 def test_a_broken_bucket_is_set_aside_and_its_samples_are_named(run, monkeypatch):
-    monkeypatch.setattr("dynamics.traces.buckets.BUCKET_ROWS", 10)
+    monkeypatch.setattr("dynamics.traces.compaction.buckets.BUCKET_ROWS", 10)
     before = open_run(run).samples()
     compact(run)
     bucket = open_run(run).parts("samples")[1]
@@ -134,7 +134,9 @@ def test_a_broken_bucket_is_set_aside_and_its_samples_are_named(run, monkeypatch
 def test_a_broken_bucket_beside_the_parts_it_replaced_gives_way_to_them(run, monkeypatch):
     before = open_run(run).samples()
     with monkeypatch.context() as patch:
-        patch.setattr("dynamics.traces.compact._retire", lambda run: None)  # interrupted there
+        patch.setattr(
+            "dynamics.traces.compaction.compact._retire", lambda run: None
+        )  # interrupted there
         compact(run)
     bucket = open_run(run).parts("samples")[0]
     assert bucket.sample_range is not None

@@ -11,14 +11,14 @@ from recorded import add_attempt, full_run, write_run, write_study
 
 from dynamics import open_run, open_study
 from dynamics.traces import CorruptTraceError, TraceError, TraceWriter
-from dynamics.traces.compact import compact
+from dynamics.traces.compaction.compact import compact
 from dynamics.traces.layout import PartName, content_hash
-from dynamics.traces.part_checks import check_part
 from dynamics.traces.parts import open_part, read_part
 from dynamics.traces.rows import encode_part, replace_column
 from dynamics.traces.schema import TABLES
-from dynamics.traces.untrusted import verify_untrusted
-from dynamics.traces.verify import verify
+from dynamics.traces.verification.part_checks import check_part
+from dynamics.traces.verification.untrusted import verify_untrusted
+from dynamics.traces.verification.verify import verify
 
 
 @pytest.fixture(scope="module")

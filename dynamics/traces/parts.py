@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dynamics.traces.compaction.manifest import Manifest, list_versions, read_manifest
 from dynamics.traces.errors import CorruptTraceError, TraceError
 from dynamics.traces.layout import PartName, content_hash
 from dynamics.traces.limits import (
@@ -24,7 +25,6 @@ from dynamics.traces.limits import (
     open_regular,
     texts_as_strings,
 )
-from dynamics.traces.manifest import Manifest, list_versions, read_manifest
 from dynamics.traces.schema import BLOCK_PREFIX, TABLES, Table
 
 Verified = dict[Path, tuple[int, int, int]]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dynamics.traces import TraceWriter, begin_attempt, create_run
-from dynamics.traces.compact import compact
+from dynamics.traces.compaction.compact import compact
 
 N, WORLD = 5, 2
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dynamics.traces.completeness import Gap, SeenKeys
 from dynamics.traces.errors import TraceError
-from dynamics.traces.findings import Finding, Severity
-from dynamics.traces.part_checks import CheckedPart
 from dynamics.traces.parts import Part
 from dynamics.traces.reader import Run
 from dynamics.traces.resume import Attempt, fences_over
+from dynamics.traces.verification.completeness import Gap, SeenKeys
+from dynamics.traces.verification.findings import Finding, Severity
+from dynamics.traces.verification.part_checks import CheckedPart
 
 
 class KeyCheck:

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from dynamics.traces.errors import TraceError
-from dynamics.traces.layout import RUN_FILE, PartName, write_json_once
-from dynamics.traces.limits import MAX_JSON_BYTES, read_regular
-from dynamics.traces.manifest import (
+from dynamics.traces.compaction.manifest import (
     MANIFEST_COPY,
     Bucket,
     Manifest,
@@ -22,6 +19,9 @@ from dynamics.traces.manifest import (
     list_versions,
     write_manifest,
 )
+from dynamics.traces.errors import TraceError
+from dynamics.traces.layout import RUN_FILE, PartName, write_json_once
+from dynamics.traces.limits import MAX_JSON_BYTES, read_regular
 from dynamics.traces.parts import Part, open_part, read_part, stored_parts
 from dynamics.traces.resume import Attempt
 from dynamics.traces.schema import SCHEMA_VERSION, TABLES

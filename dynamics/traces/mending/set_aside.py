@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dynamics.traces.errors import TraceError
-from dynamics.traces.inventory import RECORD_SUFFIX, SET_ASIDE, walk
 from dynamics.traces.layout import read_json, sync_folder, write_durably
+from dynamics.traces.verification.inventory import RECORD_SUFFIX, SET_ASIDE, walk
 
 _PART = re.compile(r"([a-z]+)/(rank-\d+)/part-(\d+)-(\d+)(-.*)?")
 

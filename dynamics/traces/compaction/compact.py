@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dynamics.traces.buckets import (
+from dynamics.traces.compaction.buckets import (
     bucket_bounds,
     bucket_schema,
     conform,
@@ -25,9 +25,7 @@ from dynamics.traces.buckets import (
     sort_bucket,
     write_bucket,
 )
-from dynamics.traces.errors import CorruptTraceError, TraceError
-from dynamics.traces.layout import sync_folder
-from dynamics.traces.manifest import (
+from dynamics.traces.compaction.manifest import (
     COMPACTED,
     Bucket,
     Manifest,
@@ -35,6 +33,8 @@ from dynamics.traces.manifest import (
     read_manifest,
     write_manifest,
 )
+from dynamics.traces.errors import CorruptTraceError, TraceError
+from dynamics.traces.layout import sync_folder
 from dynamics.traces.parts import Part, open_part, read_part, replaced_path, verify_part
 from dynamics.traces.reader import Run, open_run
 from dynamics.traces.schema import SAMPLES, TABLES

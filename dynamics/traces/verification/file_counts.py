@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dynamics.traces.compaction.manifest import read_manifest
 from dynamics.traces.errors import TraceError
-from dynamics.traces.findings import Finding, Severity
-from dynamics.traces.inventory import END_FILE
 from dynamics.traces.layout import PartName, read_json
-from dynamics.traces.manifest import read_manifest
+from dynamics.traces.mending.set_aside import Stream, lost_sequences
 from dynamics.traces.parts import stored_parts
 from dynamics.traces.schema import TABLES
-from dynamics.traces.set_aside import Stream, lost_sequences
+from dynamics.traces.verification.findings import Finding, Severity
+from dynamics.traces.verification.inventory import END_FILE
 
 _COPY = "Restore them from a copy, or let `dynamics repair` record them as lost."
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dynamics.traces.completeness import SeenKeys
+from dynamics.traces.compaction.manifest import read_manifest
 from dynamics.traces.layout import PartName
-from dynamics.traces.manifest import read_manifest
+from dynamics.traces.mending.set_aside import read_records
 from dynamics.traces.parts import Part, list_parts, open_part, read_part
 from dynamics.traces.reader import Run
-from dynamics.traces.record_checks import readable_attempts
 from dynamics.traces.resume import fences_over
 from dynamics.traces.schema import TABLES
-from dynamics.traces.set_aside import read_records
+from dynamics.traces.verification.completeness import SeenKeys
+from dynamics.traces.verification.record_checks import readable_attempts
 
 
 def lost_with(run: Path, table: str, part: Part) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from dynamics.traces.errors import TraceError
-from dynamics.traces.findings import Finding, Severity, findings_table
-from dynamics.traces.verify import verify
+from dynamics.traces.verification.findings import Finding, Severity, findings_table
+from dynamics.traces.verification.verify import verify
 
 MEMORY = 1 << 30
 """Bytes that the child may use beyond what it has once everything is imported."""
@@ -42,7 +42,7 @@ def verify_untrusted(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     timeout_s = _PATIENCE_S + _size(path) / BYTES_PER_SECOND
-    command = [sys.executable, "-m", "dynamics.traces.untrusted", str(path.absolute())]
+    command = [sys.executable, "-m", "dynamics.traces.verification.untrusted", str(path.absolute())]
     plain = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}  # the others reserve a gigabyte
     try:
         done = subprocess.run(  # noqa: S603 (this interpreter, and a path as one argument)

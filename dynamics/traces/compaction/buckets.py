@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dynamics.traces.compaction.manifest import Bucket
 from dynamics.traces.errors import CorruptTraceError
 from dynamics.traces.layout import PartName, content_hash
-from dynamics.traces.manifest import Bucket
 from dynamics.traces.parts import Part, open_part, read_part
 from dynamics.traces.rows import encode_part
 from dynamics.traces.schema import SAMPLES, TABLES

@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dynamics.traces.findings import Finding, Severity
+from dynamics.traces.compaction.manifest import COMPACTED, MANIFEST_COPY, MANIFEST_FILE
 from dynamics.traces.layout import RUN_FILE, PartName
-from dynamics.traces.manifest import COMPACTED, MANIFEST_COPY, MANIFEST_FILE
 from dynamics.traces.schema import TABLES
 from dynamics.traces.vectors import VECTORS, parse_vector_name
+from dynamics.traces.verification.findings import Finding, Severity
 
 SET_ASIDE = "set-aside"
 """Folder of a run for what `repair` has moved out of the way; nothing in it is read."""

@@ -11,13 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from dynamics.traces.errors import TraceError
-from dynamics.traces.file_counts import check_ends, missing_parts
-from dynamics.traces.findings import Finding, Severity
-from dynamics.traces.gone import find_gone, lost_with
-from dynamics.traces.inventory import END_FILE, SET_ASIDE
-from dynamics.traces.layout import RUN_FILE, nothing_there, write_durably
-from dynamics.traces.manifest import (
+from dynamics.traces.compaction.manifest import (
     COMPACTED,
     MANIFEST_FILE,
     copy_is_sound,
@@ -25,13 +19,19 @@ from dynamics.traces.manifest import (
     read_manifest,
     write_manifest,
 )
-from dynamics.traces.part_checks import check_part
+from dynamics.traces.errors import TraceError
+from dynamics.traces.layout import RUN_FILE, nothing_there, write_durably
+from dynamics.traces.mending.gone import find_gone, lost_with
+from dynamics.traces.mending.rebuild import rebuild_attempt, rebuild_manifest, rebuild_run_file
+from dynamics.traces.mending.set_aside import note_lost, read_records, set_aside
 from dynamics.traces.parts import Part, list_parts, stored_parts
-from dynamics.traces.rebuild import rebuild_attempt, rebuild_manifest, rebuild_run_file
-from dynamics.traces.record_checks import check_attempts, check_run_file, check_vectors
 from dynamics.traces.resume import read_attempts
 from dynamics.traces.schema import TABLES
-from dynamics.traces.set_aside import note_lost, read_records, set_aside
+from dynamics.traces.verification.file_counts import check_ends, missing_parts
+from dynamics.traces.verification.findings import Finding, Severity
+from dynamics.traces.verification.inventory import END_FILE, SET_ASIDE
+from dynamics.traces.verification.part_checks import check_part
+from dynamics.traces.verification.record_checks import check_attempts, check_run_file, check_vectors
 
 _NO_PROOF = "the proof that an attempt ended cleanly, with every part there."
 

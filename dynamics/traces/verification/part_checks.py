@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynamics.traces.buckets import ORDER
+from dynamics.traces.compaction.buckets import ORDER
 from dynamics.traces.errors import TraceError
-from dynamics.traces.findings import Finding, Severity
 from dynamics.traces.parts import Part, open_part, read_group
 from dynamics.traces.schema import TABLES, Status
+from dynamics.traces.verification.findings import Finding, Severity
 
 _REPLACE = "`dynamics repair` sets it aside and says what is gone; or restore it from a copy."
 _KEYS = ("step", "epoch", "sample_id", "occurrence")

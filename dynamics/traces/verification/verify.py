@@ -11,25 +11,30 @@ from typing import Any
 
 import pandas as pd
 
+from dynamics.traces.compaction.manifest import (
+    MANIFEST_COPY,
+    Manifest,
+    copy_is_sound,
+    read_manifest,
+)
 from dynamics.traces.errors import TraceError
-from dynamics.traces.file_counts import check_ends, check_sequences
-from dynamics.traces.findings import Finding, Severity, findings_table
-from dynamics.traces.inventory import take_stock
-from dynamics.traces.key_checks import KeyCheck
 from dynamics.traces.layout import RUN_FILE, STUDY_FILE, nothing_there
-from dynamics.traces.manifest import MANIFEST_COPY, Manifest, copy_is_sound, read_manifest
-from dynamics.traces.part_checks import CheckedPart, check_part
 from dynamics.traces.parts import list_parts, replaced_path, stored_parts
-from dynamics.traces.record_checks import (
+from dynamics.traces.resume import Attempt
+from dynamics.traces.schema import TABLES
+from dynamics.traces.study import Study
+from dynamics.traces.verification.file_counts import check_ends, check_sequences
+from dynamics.traces.verification.findings import Finding, Severity, findings_table
+from dynamics.traces.verification.inventory import take_stock
+from dynamics.traces.verification.key_checks import KeyCheck
+from dynamics.traces.verification.part_checks import CheckedPart, check_part
+from dynamics.traces.verification.record_checks import (
     REPAIR,
     check_attempts,
     check_run_file,
     check_vectors,
     readable_attempts,
 )
-from dynamics.traces.resume import Attempt
-from dynamics.traces.schema import TABLES
-from dynamics.traces.study import Study
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 

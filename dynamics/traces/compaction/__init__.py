@@ -1,0 +1,1 @@
+"""Many parts into few files, sorted by sample."""

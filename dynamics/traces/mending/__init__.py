@@ -1,0 +1,1 @@
+"""Making a damaged run readable again, and saying what is gone."""

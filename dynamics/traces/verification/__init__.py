@@ -1,0 +1,1 @@
+"""Proving that a trace is what was recorded, or naming what is not."""
