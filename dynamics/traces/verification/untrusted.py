@@ -43,7 +43,9 @@ def verify_untrusted(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     timeout_s = _PATIENCE_S + _size(path) / BYTES_PER_SECOND
     command = [sys.executable, "-m", "dynamics.traces.verification.untrusted", str(path.absolute())]
-    plain = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}  # the others reserve a gigabyte
+    # Other pools reserve a gigabyte, and so does malloc: an arena for each thread that must wait.
+    plain = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
+    plain |= {"OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(  # noqa: S603 (this interpreter, and a path as one argument)
             command, capture_output=True, text=True, timeout=timeout_s, env=plain, check=False
