@@ -123,11 +123,11 @@ def begin_attempt(
     """
     launch = uuid.uuid4().hex if launch is None else launch
     while True:
+        number = 1 + latest_attempt(folder)  # first: one that is begun from here on takes this name
         joined = find_attempt(folder, launch)
         if joined is not None:
             _check_agreement(folder, joined, from_step, from_epoch, world_size)
             return joined.attempt
-        number = 1 + latest_attempt(folder)
         attempt = Attempt(
             attempt=number,
             from_step=from_step,
