@@ -8,6 +8,7 @@ each kill every acknowledged row must be there once; after a resume from the che
 end, every row of every step.
 """
 
+import gc
 import json
 import os
 import random
@@ -117,13 +118,21 @@ def train_recorder(folder, checkpoint, pipe, seed):
         os.write(pipe.fileno(), struct.pack("q", STEPS))
 
 
+def unhindered(target, *arguments):
+    """Keep the server's imports out of the collector: a full pass takes longer than most lives."""
+    gc.freeze()
+    target(*arguments)
+
+
 def run_until_killed(target, arguments, seconds):
     """Start a process, and kill it so long after its start unless it ends first.
 
     Returns what it acknowledged last, and whether it ended.
     """
     reading, writing = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=target, args=(*arguments[:2], writing, arguments[2]))
+    process = CONTEXT.Process(
+        target=unhindered, args=(target, *arguments[:2], writing, arguments[2])
+    )
     process.start()
     writing.close()
     reading.poll(60)
