@@ -235,15 +235,15 @@ class _Sample:
     def _pass_over(
         self, inputs: np.ndarray, classes: np.ndarray, weights: np.ndarray
     ) -> Iterator[np.ndarray]:
-        towards, roots = torch.from_numpy(classes), torch.from_numpy(np.sqrt(weights))
-        start = 0
-        for part, labels in self._plan.rows(inputs):
-            here = slice(start, start + len(part))
-            start += len(part)
+        size = self._plan.batch_size
+        towards = torch.split(torch.from_numpy(classes), size)
+        roots = torch.split(torch.from_numpy(np.sqrt(weights)), size)
+        parts = zip(self._plan.rows(inputs), towards, roots, strict=True)
+        for (part, labels), toward, root in parts:
             output, capture = self._passes.forward(part)
-            v = self._unit_vectors(output.detach(), labels, towards[here])
+            v = self._unit_vectors(output.detach(), labels, toward)
             # By the root of the weight: the diagonal, which adds up squares, then has it whole.
-            root = roots[here].to(output.dtype)
+            root = root.to(output.dtype)
             found = self._passes.backward(capture, along(output, v) * root.to(output.device))
             yield found / root.double().square().numpy()[:, None]
 

@@ -100,10 +100,8 @@ class _Softmax:
             spread = weights.sum(1, keepdim=True)
             certain = spread <= torch.finfo(p.dtype).tiny  # nothing to draw from, and v is 0
             label = _at_place(weights + certain, place)
-            direction = (-p).scatter_(1, label, rest.gather(1, label))
-            length = lengths_sq.gather(1, label).sqrt_().clamp_min_(torch.finfo(p.dtype).tiny)
-            scale = spread.sqrt() / length * sign
-            return direction * torch.where(certain, 0.0, scale)
+            scale = torch.where(certain, 0.0, spread.sqrt() * sign)
+            return _unit_vectors(p, rest, lengths_sq, label) * scale
 
         # All randomness comes before the division into rows, which a memory budget decides.
         logits = _as_rows(output)
@@ -120,11 +118,7 @@ class _Softmax:
         return p * lengths_sq
 
     def toward(self, output: Tensor, chosen: Tensor) -> Tensor:
-        p, rest, lengths_sq = _probabilities(output)
-        label = chosen.unsqueeze(1)
-        direction = (-p).scatter_(1, label, rest.gather(1, label))
-        lengths = lengths_sq.gather(1, label).sqrt_()
-        return direction / lengths.clamp_min_(torch.finfo(p.dtype).tiny)
+        return _unit_vectors(*_probabilities(output), chosen.unsqueeze(1))
 
     def columns(self, output: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
         # H = S Sᵀ with S = diag(√p) − p √pᵀ, whose null vector is √p. A reflection that maps the
@@ -215,6 +209,12 @@ def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     without = squares.sum(1, keepdim=True) - squares
     without.clamp_min_(0).scatter_(1, top, others.square_().sum(1, keepdim=True))
     return p, rest, rest.square() + without
+
+
+def _unit_vectors(p: Tensor, rest: Tensor, lengths_sq: Tensor, label: Tensor) -> Tensor:
+    """Along e_c − p in each row, from what `_probabilities` returned and one label c a row."""
+    direction = (-p).scatter_(1, label, rest.gather(1, label))
+    return direction / lengths_sq.gather(1, label).sqrt_().clamp_min_(torch.finfo(p.dtype).tiny)
 
 
 def _variance(output: Tensor) -> Tensor:

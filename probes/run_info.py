@@ -1,14 +1,13 @@
 """What `run.json` says about the network, the probes and the versions that recorded a run."""
 
 import hashlib
-import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
+from dynamics.traces.resume import describe_versions
 from probes.probe import Probe
 
 _PACKAGES = ("training-dynamics", "torch", "backpack-for-pytorch", "numpy", "pyarrow")
@@ -39,13 +38,5 @@ def describe_run(
         "n_samples": None if roster is None else len(roster),
         "labels_sha256": None if labels is None else hashlib.sha256(labels).hexdigest(),
         "probes": [probe.describe() for probe in probes],
-        "versions": {name: _version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": describe_versions(_PACKAGES),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -11,9 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from studies import trace_commands
+from studies import exchange_commands, trace_commands
 from studies.console import explained, fail, say
-from studies.exchange_commands import export_command, import_command
 
 app = typer.Typer(
     help="See how a network learns, sample by sample.",
@@ -25,8 +24,7 @@ app = typer.Typer(
 study_app = typer.Typer(help="Run a controlled experiment and report it.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 trace_commands.register(app)
-app.command("import")(import_command)
-app.command("export")(export_command)
+exchange_commands.register(app)
 
 
 class Noise(StrEnum):

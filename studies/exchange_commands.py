@@ -32,6 +32,16 @@ class TableName(StrEnum):
     summary = "summary"
 
 
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file to the command line.
+
+    Args:
+        app: The command `dynamics`.
+    """
+    app.command("import")(import_command)
+    app.command("export")(export_command)
+
+
 def import_command(
     source: Annotated[
         list[Path], typer.Argument(help="File or folder; several make one run.", metavar="SOURCE…")

@@ -88,6 +88,7 @@ def test_analysis_and_reports_need_no_torch():
     loaded = run_python("import sys, dynamics, reports; print(*sys.modules)")
     assert "reports.figures" in loaded
     assert not {"torch", "backpack", "probes", "studies", "matplotlib.pyplot"} & {*loaded}
+    assert not {"duckdb", "tensorboard"} & {*loaded}  # those who ask for them wait for them
 
 
 def test_help_imports_nothing_heavy():

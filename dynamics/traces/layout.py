@@ -11,13 +11,16 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dynamics.traces.errors import TraceError
 from dynamics.traces.limits import MAX_JSON_BYTES, parse_json, read_regular
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+"""Passes items on and tells somebody how far they are, as `tqdm` does."""
 
 RUN_FILE = "run.json"
 STUDY_FILE = "study.json"
@@ -209,6 +212,11 @@ def read_json(path: Path) -> dict[str, Any]:
         return parse_json(read_regular(path, MAX_JSON_BYTES), path)
     except FileNotFoundError:
         raise TraceError(f"{path} does not exist.") from None
+
+
+def looks_like_run(path: Path) -> bool:
+    """Whether a folder is that of a run, even if its `run.json` is gone, which can be mended."""
+    return (path / RUN_FILE).exists() or (path / "attempts").is_dir()
 
 
 def nothing_there(path: Path, file: str, kind: str) -> str:

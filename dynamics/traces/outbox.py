@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dynamics.traces.layout import PartName, content_hash, make_folder, write_durably
-from dynamics.traces.rows import encode_part
+from dynamics.traces.rows import bounds_of, encode_part
 from dynamics.traces.schema import Table
 
 
@@ -43,17 +42,10 @@ def encode_rows(
         The part, not yet written.
     """
     data = encode_part(rows, table)
-    first, last = _step_range(rows)
+    first, last = bounds_of(rows, "step")
     name = PartName(attempt, sequence, first, last, content_hash(data))
     place = folder / table.name / f"rank-{rank:05d}"
     return EncodedFile(table.name, place, str(name), data, rows.num_rows)
-
-
-def _step_range(rows: pa.Table) -> tuple[int, int]:
-    if "step" not in rows.column_names:
-        return 0, 0
-    bounds = pc.min_max(rows["step"]).as_py()
-    return bounds["min"], bounds["max"]
 
 
 class Outbox:

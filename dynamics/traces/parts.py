@@ -73,7 +73,7 @@ def list_parts(folder: Path, table: str) -> list[Part]:
             if manifest is None or replaced_path(folder, part) not in manifest.replaces
         ]
         if list_versions(folder)[-1:] == newest:  # or parts may have gone while we looked
-            return _buckets(manifest, table) + parts
+            return bucket_parts(manifest, table) + parts
 
 
 def stored_parts(folder: Path, table: str) -> list[Part]:
@@ -108,7 +108,8 @@ def replaced_path(folder: Path, part: Part) -> str:
     return part.path.relative_to(folder).as_posix()
 
 
-def _buckets(manifest: Manifest | None, table: str) -> list[Part]:
+def bucket_parts(manifest: Manifest | None, table: str) -> list[Part]:
+    """Buckets of a table, as parts; none if the run is not compacted."""
     parts = []
     for bucket in manifest.buckets if manifest else ():
         if bucket.table == table and manifest:
@@ -225,7 +226,6 @@ def read_part(
     spec: Table,
     path: Path,
     columns: Sequence[str] | None = None,
-    sample_ids: np.ndarray | None = None,
 ) -> pa.Table:
     """Rows of an opened part.
 
@@ -234,7 +234,6 @@ def read_part(
         spec: The table that it belongs to.
         path: Its path, for messages.
         columns: Columns to read; those that it does not hold are missing in every row.
-        sample_ids: Skip row groups that hold none of these, sorted; other samples may still come.
 
     Returns:
         The rows, in stored order.
@@ -242,11 +241,7 @@ def read_part(
     Raises:
         CorruptTraceError: If they do not decode.
     """
-    with decoding(path):
-        groups = list(range(file.num_row_groups))
-        if sample_ids is not None:
-            groups = [g for g in groups if _may_hold(file, g, sample_ids)]
-    rows = _read_groups(file, spec, path, groups, columns)
+    rows = _read_groups(file, spec, path, list(range(file.num_row_groups)), columns)
     for name in columns or ():
         if name not in rows.column_names:
             kind = pa.float32() if is_block(name, spec) else spec.schema().field(name).type
@@ -274,14 +269,6 @@ def _read_groups(
 def is_block(name: str, spec: Table) -> bool:
     """Whether a column is one of `grad_norm/<block>`."""
     return spec.name == "samples" and name.startswith(BLOCK_PREFIX)
-
-
-def _may_hold(file: pq.ParquetFile, group: int, sample_ids: np.ndarray) -> bool:
-    at = file.schema_arrow.get_field_index("sample_id")
-    statistics = file.metadata.row_group(group).column(at).statistics
-    if statistics is None or not statistics.has_min_max:
-        return True
-    return any_within(sample_ids, statistics.min, statistics.max)
 
 
 def any_within(sample_ids: Iterable[int] | np.ndarray, first: int, last: int) -> bool:

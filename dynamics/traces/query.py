@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from dynamics.traces.occurrence import rank_of
-from dynamics.traces.resume import fences_over
+from dynamics.traces.resume import NEVER, sample_fence
 from dynamics.traces.row_groups import Footer
 from dynamics.traces.schema import SAMPLES, TABLES, Status
 
@@ -139,9 +139,9 @@ def _sample_queries(run: "Run", footers: Sequence[Footer], constants: str) -> li
         paths.setdefault(key, []).append(footer.part.path.resolve())
     queries = []
     for (rank, attempt), files in paths.items():
-        fences = [step for step, _ in fences_over(attempt, run.attempts)]
+        fence = sample_fence(attempt, run.attempts)
         listed = ", ".join(_text(str(path)) for path in files)
-        live = f" WHERE step < {min(fences)}" if fences else ""
+        live = f" WHERE step < {fence}" if fence < NEVER else ""
         queries.append(
             f"SELECT *, {rank}::INTEGER AS rank, {attempt}::INTEGER AS attempt{constants} "  # noqa: S608  # paths are quoted
             f"FROM read_parquet([{listed}], union_by_name = true){live}"

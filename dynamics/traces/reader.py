@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dynamics.traces.errors import CorruptTraceError, TraceError
 from dynamics.traces.layout import RUN_FILE, nothing_there, read_json
@@ -25,7 +24,6 @@ from dynamics.traces.parts import (
     list_parts,
     open_part,
     read_part,
-    verify_part,
 )
 from dynamics.traces.query import MEMORY_LIMIT, query_runs
 from dynamics.traces.resume import Attempt, fences_over, read_attempts
@@ -255,10 +253,6 @@ class Run:
         """Files of a table that count: buckets by sample, then parts as they were recorded."""
         return list_parts(self.path, table)
 
-    def verified_paths(self, table: str) -> list[Path]:
-        """Paths of a table's files, each compared with its hash, for an engine that opens them."""
-        return [verify_part(part, verified=self._verified) for part in self.parts(table)]
-
     def column_names(self, table: str = "samples") -> list[str]:
         """Columns of a table that any of its parts holds."""
         names = dict.fromkeys(TABLES[table].column_names)
@@ -333,16 +327,13 @@ class Run:
 
     def _live_rows(self, part: Part, spec: Table) -> pa.Table:
         self._check_attempt(part)
-        table = read_part(self._open(part, spec.name), spec, part.path)
+        table = read_part(open_part(part, spec.name, verified=self._verified), spec, part.path)
         step, epoch = pc.field("step"), pc.field("epoch")
         for from_step, from_epoch in fences_over(part.name.attempt, self.attempts):
             if "step" in spec.column_names:
                 at_fence = (step == from_step) & (epoch < from_epoch)
                 table = table.filter((step < from_step) | at_fence)
         return table
-
-    def _open(self, part: Part, table: str = "samples") -> pq.ParquetFile:
-        return open_part(part, table, verified=self._verified)
 
     def _check_attempt(self, part: Part) -> None:
         """Without the record of its attempt, nobody knows which older rows a part replaces."""

@@ -7,11 +7,13 @@ Nothing is rewritten, so a crash while resuming does no harm.
 
 import datetime
 import os
+import platform
 import re
 import socket
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,11 @@ from dynamics.traces.layout import (
 )
 from dynamics.traces.schema import SCHEMA_VERSION, TABLES
 
-_ATTEMPT_NAME = re.compile(r"attempt-(\d{4,9})\.json")
+ATTEMPT_FILE = re.compile(r"attempt-(\d{4,9})\.json")
+"""Name of the record of an attempt."""
+
+NEVER = 2**62
+"""A step that no training reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,17 @@ def create_run(folder: Path, info: Mapping[str, Any]) -> None:
         write_json_once(folder / RUN_FILE, {"schema_version": SCHEMA_VERSION, **info})
     except FileExistsError:
         raise TraceError(_refuse_existing(folder)) from None
+
+
+def describe_versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Versions of packages, None where one is not installed, and that of Python."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found | {"python": platform.python_version()}
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:
@@ -167,7 +184,7 @@ def _check_agreement(
 
 def latest_attempt(folder: Path) -> int:
     """Number of the newest attempt, from the file names alone; −1 if there is none."""
-    matches = (_ATTEMPT_NAME.fullmatch(path.name) for path in (folder / "attempts").iterdir())
+    matches = (ATTEMPT_FILE.fullmatch(path.name) for path in (folder / "attempts").iterdir())
     return max((int(match[1]) for match in matches if match), default=-1)
 
 
@@ -189,7 +206,7 @@ def read_attempts(folder: Path) -> list[Attempt]:
             f"{folder / 'attempts'} is a symbolic link, and nothing of a trace is read through one."
         )
     paths = (folder / "attempts").glob("attempt-*.json")
-    attempts = [read_attempt(path) for path in paths if _ATTEMPT_NAME.fullmatch(path.name)]
+    attempts = [read_attempt(path) for path in paths if ATTEMPT_FILE.fullmatch(path.name)]
     return sorted(attempts, key=lambda attempt: attempt.attempt)
 
 
@@ -209,13 +226,18 @@ def read_attempt(path: Path) -> Attempt:
     try:
         attempt = Attempt(**content)
         numbers = (attempt.attempt, attempt.from_step, attempt.from_epoch, attempt.world_size)
-        if not all(type(number) is int and abs(number) < 2**62 for number in numbers):
+        if not all(type(number) is int and abs(number) < NEVER for number in numbers):
             raise TypeError("its attempt, step, epoch and world size must be whole numbers")
         if path.name != f"attempt-{attempt.attempt:04d}.json":
             raise TypeError(f"it calls itself attempt {attempt.attempt}")
     except TypeError as error:
         raise SchemaError(f"{path} is not the record of an attempt: {error}.") from None
     return attempt
+
+
+def sample_fence(number: int, attempts: Sequence[Attempt]) -> int:
+    """Step from which rows of `samples` of an attempt no longer count; NEVER if all do."""
+    return min((from_step for from_step, _ in fences_over(number, attempts)), default=NEVER)
 
 
 def fences_over(number: int, attempts: Sequence[Attempt]) -> list[tuple[int, int]]:

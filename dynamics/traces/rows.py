@@ -153,6 +153,14 @@ def replace_column(rows: pa.Table, name: str, values: pa.Array | pa.ChunkedArray
     return rows.set_column(at, rows.schema.field(at), values)
 
 
+def bounds_of(rows: pa.Table, column: str) -> tuple[int, int]:
+    """Least and largest value of a column of whole numbers; (0, 0) if there is no such column."""
+    if column not in rows.column_names:
+        return 0, 0
+    bounds = pc.min_max(rows[column]).as_py()
+    return bounds["min"], bounds["max"]
+
+
 def encode_part(rows: pa.Table, table: Table, *, rows_per_group: int | None = None) -> bytes:
     """Rows as the bytes of a Parquet file: zstd, page checksums, encodings by type.
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from dynamics.traces.errors import SchemaError
 from dynamics.traces.occurrence import number_across_ranks, rank_of
-from dynamics.traces.resume import Attempt, fences_over
+from dynamics.traces.resume import NEVER, Attempt, fences_over, sample_fence
 from dynamics.traces.row_groups import (
     Footer,
     Reading,
@@ -51,13 +51,13 @@ def scan(
 
     def load(reading: Reading) -> pa.Table:
         part = reading.footer.part
-        fences = [step for step, _ in fences_over(part.name.attempt, attempts)]
-        keys = ["epoch", "sample_id", "occurrence", *(["step"] if fences else [])]
+        fence = sample_fence(part.name.attempt, attempts)
+        keys = ["epoch", "sample_id", "occurrence", *(["step"] if fence < NEVER else [])]
         wanted = None if columns is None else [*columns, *keys]
         rows = read(reading, wanted, selection.sample_ids)
         counts = selection.holds(rows)
-        if fences:
-            counts &= rows["step"].to_numpy() < min(fences)
+        if fence < NEVER:
+            counts &= rows["step"].to_numpy() < fence
         rows = rows if counts.all() else rows.take(np.flatnonzero(counts))
         if columns is not None and "rank" in columns:
             rank = pa.scalar(rank_of(part), pa.int32())

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dynamics.traces.compaction.manifest import Bucket
 from dynamics.traces.errors import CorruptTraceError
 from dynamics.traces.layout import PartName, content_hash
 from dynamics.traces.parts import Part, open_part, read_part
-from dynamics.traces.rows import encode_part
+from dynamics.traces.rows import bounds_of, encode_part
 from dynamics.traces.schema import SAMPLES, TABLES
 
 BUCKET_ROWS = 2_000_000
@@ -120,7 +119,7 @@ def write_bucket(
         CorruptTraceError: If what was read back has another number of rows.
     """
     data = encode_part(rows, TABLES[table], rows_per_group=ROWS_PER_GROUP)
-    first, last = _bounds(rows, "step")
+    first, last = bounds_of(rows, "step")
     name = PartName(attempt, number, first, last, content_hash(data))
     place = folder / table
     place.mkdir(exist_ok=True)
@@ -135,14 +134,7 @@ def write_bucket(
             f"{part.path} was written with {rows.num_rows} rows and reads back with "
             f"{again.num_rows}, so the run is left as it was. Check the disk and the memory."
         )
-    return Bucket(table, str(name), rows.num_rows, *_bounds(rows, "sample_id")), again
-
-
-def _bounds(rows: pa.Table, column: str) -> tuple[int, int]:
-    if column not in rows.column_names:
-        return 0, 0
-    bounds = pc.min_max(rows[column]).as_py()
-    return bounds["min"], bounds["max"]
+    return Bucket(table, str(name), rows.num_rows, *bounds_of(rows, "sample_id")), again
 
 
 def bucket_schema(column_names: Sequence[str]) -> pa.Schema:

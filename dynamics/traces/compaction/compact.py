@@ -10,9 +10,8 @@ it is interrupted, a reader finds each row once.
 
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -34,13 +33,17 @@ from dynamics.traces.compaction.manifest import (
     write_manifest,
 )
 from dynamics.traces.errors import CorruptTraceError, TraceError
-from dynamics.traces.layout import sync_folder
-from dynamics.traces.parts import Part, open_part, read_part, replaced_path, verify_part
+from dynamics.traces.layout import Progress, sync_folder
+from dynamics.traces.parts import (
+    Part,
+    bucket_parts,
+    open_part,
+    read_part,
+    replaced_path,
+    verify_part,
+)
 from dynamics.traces.reader import Run, open_run
 from dynamics.traces.schema import SAMPLES, TABLES
-
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
-"""Passes items on and tells somebody how far they are, as `tqdm` does."""
 
 
 def compact(path: str | Path, *, force: bool = False, progress: Progress = iter) -> Manifest | None:
@@ -106,14 +109,10 @@ def _clear_leftovers(run: Path) -> None:
         shutil.rmtree(path)
     manifest = read_manifest(run)
     if manifest and any((run / path).exists() for path in manifest.replaces):
-        for part in _buckets_as_parts(manifest):
-            verify_part(part)  # the parts are the only other copy
+        for table in TABLES:
+            for part in bucket_parts(manifest, table):
+                verify_part(part)  # the parts are the only other copy
         _retire(run)
-
-
-def _buckets_as_parts(manifest: Manifest) -> Iterator[Part]:
-    for bucket in manifest.buckets:
-        yield Part(bucket.part_name, manifest.folder / bucket.table / bucket.name)
 
 
 def _build(

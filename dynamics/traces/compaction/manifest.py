@@ -21,8 +21,8 @@ from dynamics.traces.schema import SCHEMA_VERSION, TABLES, check_schema_version
 COMPACTED = "compacted"
 MANIFEST_FILE = "manifest.json"
 MANIFEST_COPY = "manifest.copy.json"
-_VERSION = re.compile(r"v(\d{4,9})")
-_RANK = re.compile(r"rank-\d{5,9}")
+VERSION_FOLDER = re.compile(r"v(\d{4,9})")
+RANK_FOLDER = re.compile(r"rank-\d{5,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def list_versions(run: Path) -> list[tuple[int, Path]]:
         return []
     found = []
     for path in compacted.iterdir():
-        match = _VERSION.fullmatch(path.name)
+        match = VERSION_FOLDER.fullmatch(path.name)
         if match and path.is_dir() and not path.is_symlink():
             found.append((int(match[1]), path))
     return sorted(found)
@@ -198,6 +198,6 @@ def _check_replaced(path: str) -> None:
     """A path in a manifest is only ever compared or unlinked as one of the run's own parts."""
     table, _, rest = path.partition("/")
     rank, _, name = rest.partition("/")
-    is_part = table in TABLES and _RANK.fullmatch(rank) and PartName.parse(name) is not None
+    is_part = table in TABLES and RANK_FOLDER.fullmatch(rank) and PartName.parse(name) is not None
     if not is_part or str(PurePosixPath(path)) != path:
         raise ValueError(f"{path[:200]!r} is not the path of a part")

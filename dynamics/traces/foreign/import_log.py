@@ -5,11 +5,9 @@ good is the run written, and the folder takes its name when the run is whole.
 """
 
 import hashlib
-import platform
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from dynamics.traces.foreign.source import FORMATS, recognise
 from dynamics.traces.foreign.stage import Stage
 from dynamics.traces.layout import sync_folder
 from dynamics.traces.reader import Run, open_run
-from dynamics.traces.resume import begin_attempt, create_run
+from dynamics.traces.resume import begin_attempt, create_run, describe_versions
 from dynamics.traces.writer import TraceWriter
 
 _PART_ROWS = 1_000_000
@@ -193,8 +191,7 @@ def _describe(logs: Sequence[Log], account: Account) -> dict[str, Any]:
         "run_id": uuid.uuid4().hex,
         "n_samples": account.n_samples or None,
         "probes": [],
-        "versions": {name: _version(name) for name in packages}
-        | {"python": platform.python_version()},
+        "versions": describe_versions(packages),
         "imported": {"sources": sources, **account.describe()},
     }
 
@@ -208,10 +205,3 @@ def _hash_files(files: Sequence[Path]) -> str:
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -40,6 +39,8 @@ class Stage:
         self._files: dict[str, list[str]] = {name: [] for name in TABLES}
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._n_rows = 0
+        import duckdb  # those who import nothing need not wait for it
+
         self._connection = duckdb.connect()
         for setting, value in (
             ("threads", 2),

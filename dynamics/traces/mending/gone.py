@@ -10,7 +10,7 @@ from dynamics.traces.layout import PartName
 from dynamics.traces.mending.set_aside import read_records
 from dynamics.traces.parts import Part, list_parts, open_part, read_part
 from dynamics.traces.reader import Run
-from dynamics.traces.resume import fences_over
+from dynamics.traces.resume import NEVER, sample_fence
 from dynamics.traces.schema import TABLES
 from dynamics.traces.verification.completeness import SeenKeys
 from dynamics.traces.verification.record_checks import readable_attempts
@@ -34,11 +34,11 @@ def lost_with(run: Path, table: str, part: Part) -> str:
         f"rows of `{table}` of steps {name.first_step} to {name.last_step}, recorded by "
         f"{part.path.parent.name} in attempt {name.attempt}"
     )
-    fences = [step for step, _ in fences_over(name.attempt, readable_attempts(run))]
-    if table == "samples" and fences and min(fences) <= name.first_step:
+    fence = sample_fence(name.attempt, readable_attempts(run))
+    if table == "samples" and fence <= name.first_step:
         return f"nothing that counts: {what}, all of which a later attempt replaced."
-    if table == "samples" and fences and min(fences) <= name.last_step:
-        what += f"; those from step {min(fences)} on had been replaced anyway"
+    if table == "samples" and fence <= name.last_step:
+        what += f"; those from step {fence} on had been replaced anyway"
     return f"{what}."
 
 
@@ -86,7 +86,7 @@ def _lost_names(run: Path) -> list[tuple[int, int]]:
     for record in read_records(run):
         if record["file"].startswith("samples/rank-"):
             name = PartName.parse(Path(record["file"]).name)
-            steps.append((name.first_step, name.last_step) if name else (0, 2**62))
+            steps.append((name.first_step, name.last_step) if name else (0, NEVER))
     return steps
 
 
@@ -98,8 +98,7 @@ def _look_through(run: Path, roster: np.ndarray) -> tuple[SeenKeys, list[tuple[i
     for part in list_parts(run, "samples"):
         rows = read_part(open_part(part), TABLES["samples"], part.path, columns)
         step, epoch, ids, occurrence = (rows[column].to_numpy() for column in columns)
-        fence = min((s for s, _ in fences_over(part.name.attempt, attempts)), default=2**62)
-        alive = step < fence
+        alive = step < sample_fence(part.name.attempt, attempts)
         if alive.any():
             list(seen.add(epoch[alive], ids[alive], occurrence[alive]))
             for at in (np.argmin(step[alive]), np.argmax(step[alive])):

@@ -22,8 +22,9 @@ from dynamics.traces.compaction.manifest import (
 from dynamics.traces.errors import TraceError
 from dynamics.traces.layout import RUN_FILE, PartName, write_json_once
 from dynamics.traces.limits import MAX_JSON_BYTES, read_regular
-from dynamics.traces.parts import Part, open_part, read_part, stored_parts
+from dynamics.traces.parts import Part, open_part, read_part, replaced_path, stored_parts
 from dynamics.traces.resume import Attempt
+from dynamics.traces.rows import bounds_of
 from dynamics.traces.schema import SCHEMA_VERSION, TABLES
 
 REBUILT = "rebuilt by dynamics repair"
@@ -107,7 +108,7 @@ def rebuild_manifest(run: Path) -> str:
                 buckets.append(_describe(table, Part(name, path)))
     attempt = max((bucket.part_name.attempt for bucket in buckets), default=0)
     replaces = {
-        part.path.relative_to(run).as_posix(): -1
+        replaced_path(run, part): -1
         for table in TABLES
         for part in stored_parts(run, table)
         if part.name.attempt <= attempt
@@ -124,7 +125,4 @@ def _describe(table: str, part: Part) -> Bucket:
         rows = read_part(open_part(part, table), TABLES[table], part.path)
     except (TraceError, OSError):
         return Bucket(table, part.path.name, 0, -(2**63), 2**63 - 1)
-    bounds = {"min": 0, "max": 0}
-    if "sample_id" in rows.column_names:
-        bounds = pc.min_max(rows["sample_id"]).as_py()
-    return Bucket(table, part.path.name, rows.num_rows, bounds["min"], bounds["max"])
+    return Bucket(table, part.path.name, rows.num_rows, *bounds_of(rows, "sample_id"))

@@ -4,10 +4,8 @@ A broken file is moved to `set-aside/` with a record of why; what can be rebuilt
 deleted, and a second repair goes on where the first one was interrupted.
 """
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -20,7 +18,13 @@ from dynamics.traces.compaction.manifest import (
     write_manifest,
 )
 from dynamics.traces.errors import TraceError
-from dynamics.traces.layout import RUN_FILE, nothing_there, write_durably
+from dynamics.traces.layout import (
+    RUN_FILE,
+    Progress,
+    looks_like_run,
+    nothing_there,
+    write_durably,
+)
 from dynamics.traces.mending.gone import find_gone, lost_with
 from dynamics.traces.mending.rebuild import rebuild_attempt, rebuild_manifest, rebuild_run_file
 from dynamics.traces.mending.set_aside import note_lost, read_records, set_aside
@@ -34,8 +38,6 @@ from dynamics.traces.verification.part_checks import check_part
 from dynamics.traces.verification.record_checks import check_attempts, check_run_file, check_vectors
 
 _NO_PROOF = "the proof that an attempt ended cleanly, with every part there."
-
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def repair(path: str | Path, *, progress: Progress = iter) -> Repair:
         TraceError: If there is no run at the path.
     """
     run = Path(path)
-    if not (run / RUN_FILE).exists() and not (run / "attempts").is_dir():
+    if not looks_like_run(run):
         raise TraceError(nothing_there(run, RUN_FILE, "run"))
     _mend_run_file(run)
     _mend_attempts(run)

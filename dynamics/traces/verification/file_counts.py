@@ -9,7 +9,7 @@ from dynamics.traces.compaction.manifest import read_manifest
 from dynamics.traces.errors import TraceError
 from dynamics.traces.layout import PartName, read_json
 from dynamics.traces.mending.set_aside import Stream, lost_sequences
-from dynamics.traces.parts import stored_parts
+from dynamics.traces.parts import replaced_path, stored_parts
 from dynamics.traces.schema import TABLES
 from dynamics.traces.verification.findings import Finding, Severity
 from dynamics.traces.verification.inventory import END_FILE
@@ -88,7 +88,7 @@ def missing_parts(run: Path) -> dict[Stream, set[int]]:
 
 def committed_parts(run: Path) -> dict[Stream, dict[int, list[str]]]:
     """Parts of a run by stream and sequence number, with those that a compaction replaced."""
-    files = [part.path.relative_to(run).as_posix() for t in TABLES for part in stored_parts(run, t)]
+    files = [replaced_path(run, part) for t in TABLES for part in stored_parts(run, t)]
     streams: dict[Stream, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for file in sorted({*files, *_replaced(run)}):
         table, rank, name = file.split("/")

@@ -5,8 +5,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dynamics.traces.compaction.manifest import COMPACTED, MANIFEST_COPY, MANIFEST_FILE
+from dynamics.traces.compaction.manifest import (
+    COMPACTED,
+    MANIFEST_COPY,
+    MANIFEST_FILE,
+    RANK_FOLDER,
+    VERSION_FOLDER,
+)
 from dynamics.traces.layout import RUN_FILE, PartName
+from dynamics.traces.resume import ATTEMPT_FILE
 from dynamics.traces.schema import TABLES
 from dynamics.traces.vectors import VECTORS, parse_vector_name
 from dynamics.traces.verification.findings import Finding, Severity
@@ -15,10 +22,7 @@ SET_ASIDE = "set-aside"
 """Folder of a run for what `repair` has moved out of the way; nothing in it is read."""
 
 RECORD_SUFFIX = ".why.json"
-ATTEMPT_FILE = re.compile(r"attempt-(\d{4,9})\.json")
 END_FILE = re.compile(r"attempt-(\d{4,9})-rank-(\d{5,9})\.json")
-_RANK = re.compile(r"rank-\d{5,9}")
-_VERSION = re.compile(r"v\d{4,9}")
 
 
 def take_stock(run: Path) -> Iterator[Finding]:
@@ -72,13 +76,13 @@ def _belongs(where: Path) -> bool:
             return ATTEMPT_FILE.fullmatch(name) is not None
         case ("end", name):
             return END_FILE.fullmatch(name) is not None
-        case (table, rank, name) if table in TABLES and _RANK.fullmatch(rank):
+        case (table, rank, name) if table in TABLES and RANK_FOLDER.fullmatch(rank):
             return PartName.parse(name) is not None
-        case ("vectors", rank, name) if _RANK.fullmatch(rank):
+        case ("vectors", rank, name) if RANK_FOLDER.fullmatch(rank):
             return parse_vector_name(Path(name)) is not None
-        case ("compacted", version, name) if _VERSION.fullmatch(version):
+        case ("compacted", version, name) if VERSION_FOLDER.fullmatch(version):
             return name in {MANIFEST_FILE, MANIFEST_COPY}
-        case ("compacted", version, table, name) if _VERSION.fullmatch(version):
+        case ("compacted", version, table, name) if VERSION_FOLDER.fullmatch(version):
             return table in TABLES and PartName.parse(name) is not None
     return False
 

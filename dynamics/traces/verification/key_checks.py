@@ -8,7 +8,7 @@ import numpy as np
 from dynamics.traces.errors import TraceError
 from dynamics.traces.parts import Part
 from dynamics.traces.reader import Run
-from dynamics.traces.resume import Attempt, fences_over
+from dynamics.traces.resume import Attempt, sample_fence
 from dynamics.traces.verification.completeness import Gap, SeenKeys
 from dynamics.traces.verification.findings import Finding, Severity
 from dynamics.traces.verification.part_checks import CheckedPart
@@ -57,8 +57,7 @@ class KeyCheck:
         if rank != self._rank:
             yield from self._end_rank(seen)
             self._rank = rank
-        fences = [step for step, _ in fences_over(done.part.name.attempt, self._attempts)]
-        alive = keys["step"] < min(fences, default=2**62)
+        alive = keys["step"] < sample_fence(done.part.name.attempt, self._attempts)
         columns = [keys[name][alive] for name in ("epoch", "sample_id", "occurrence")]
         for what in seen.add(*columns):
             mend = "Two writers may have been at work, or a restart read its data otherwise."

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from dynamics.traces.errors import TraceError
 from dynamics.traces.layout import RUN_FILE, read_json
-from dynamics.traces.resume import Attempt, read_attempt
+from dynamics.traces.resume import ATTEMPT_FILE, Attempt, read_attempt
 from dynamics.traces.schema import check_schema_version
 from dynamics.traces.vectors import list_vectors, read_vector
 from dynamics.traces.verification.findings import Finding, Severity
-from dynamics.traces.verification.inventory import ATTEMPT_FILE
 
 REPAIR = "`dynamics repair` says what can and cannot be rebuilt; or restore it from a copy."
 

@@ -5,9 +5,8 @@ with the schema; then the files with each other: sequence numbers without gaps, 
 end recorded them, no key twice, and which samples an epoch lacks. Nothing is changed.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -18,7 +17,13 @@ from dynamics.traces.compaction.manifest import (
     read_manifest,
 )
 from dynamics.traces.errors import TraceError
-from dynamics.traces.layout import RUN_FILE, STUDY_FILE, nothing_there
+from dynamics.traces.layout import (
+    RUN_FILE,
+    STUDY_FILE,
+    Progress,
+    looks_like_run,
+    nothing_there,
+)
 from dynamics.traces.parts import list_parts, replaced_path, stored_parts
 from dynamics.traces.resume import Attempt
 from dynamics.traces.schema import TABLES
@@ -35,8 +40,6 @@ from dynamics.traces.verification.record_checks import (
     check_vectors,
     readable_attempts,
 )
-
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 def verify(path: str | Path, *, progress: Progress = iter) -> pd.DataFrame:
@@ -59,14 +62,9 @@ def verify(path: str | Path, *, progress: Progress = iter) -> pd.DataFrame:
     path = Path(path)
     if (path / STUDY_FILE).exists():
         return _verify_study(path, progress)
-    if not _looks_like_run(path):
+    if not looks_like_run(path):
         raise TraceError(nothing_there(path, RUN_FILE, "run"))
     return verify_run(path, progress)
-
-
-def _looks_like_run(path: Path) -> bool:
-    """Also with its `run.json` gone, which is a damage to name."""
-    return (path / RUN_FILE).exists() or (path / "attempts").is_dir()
 
 
 def _verify_study(path: Path, progress: Progress) -> pd.DataFrame:
@@ -77,7 +75,7 @@ def _verify_study(path: Path, progress: Progress) -> pd.DataFrame:
         tables.append(
             findings_table(path, [Finding(Severity.damage, path / STUDY_FILE, str(error))])
         )
-    for folder in sorted(p for p in path.iterdir() if _looks_like_run(p)):
+    for folder in sorted(p for p in path.iterdir() if looks_like_run(p)):
         if folder.is_symlink():
             what = "a symbolic link; a study's runs are never read through one."
             tables.append(findings_table(path, [Finding(Severity.finding, folder, what)]))
