@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from dynamics.datasets import Dataset, open_dataset
 from probes import FisherTrace, Recorder
-from studies.lab.data import to_tensors
+from studies.lab.data import describe_dataset, load_dataset, to_tensors
 from studies.lab.models import SmallCNN
 from studies.lab.sweep import begun, content_of, run_sweep
 from studies.lab.train import Recipe, predict, record_accuracy, train
@@ -90,8 +89,7 @@ def run_study(
             f"There is no setting {unknown[0]!r}; there are {', '.join(SETTINGS)}, and all."
         )
     chosen = list(SETTINGS) if "all" in settings else list(dict.fromkeys(settings))
-    dataset = open_dataset(data)
-    n_images = min(n_images, len(dataset.y_train))
+    n_images = min(n_images, len(load_dataset(data).y_train))
     configs = [
         FisherTraceConfig(
             data=data,
@@ -110,11 +108,11 @@ def run_study(
         NAME,
         configs,
         ["setting", "seed"],
-        lambda folder, config: run_one(folder, config, dataset),
+        run_one,
     )
 
 
-def run_one(out: Path, config: FisherTraceConfig, dataset: Dataset) -> None:
+def run_one(out: Path, config: FisherTraceConfig) -> None:
     """Run one combination, unless it has been run.
 
     A run that was interrupted starts again from its first step, in the same folder.
@@ -122,12 +120,12 @@ def run_one(out: Path, config: FisherTraceConfig, dataset: Dataset) -> None:
     Args:
         out: Folder of the run.
         config: What to run.
-        dataset: The data set that `config.data` names.
     """
     content = content_of(NAME, config)
     started = begun(out, content)
     if started is None:
         return
+    dataset = load_dataset(config.data)
     chosen = np.random.default_rng(config.seed).permutation(len(dataset.y_train))
     chosen = chosen[: config.n_images]
     train_set, test_set = to_tensors(dataset)
@@ -141,7 +139,7 @@ def run_one(out: Path, config: FisherTraceConfig, dataset: Dataset) -> None:
         model,
         [FisherTrace(data=probe_set), FisherTrace(data=probe_set, kind="empirical")],
         roster={"sample_id": chosen, "label": dataset.y_train[chosen].astype(np.int64)},
-        data={"source": config.data, "sha256": dataset.fingerprint(), "peak": dataset.peak},
+        data=describe_dataset(config.data),
         config=content,
         resume=started,
     )

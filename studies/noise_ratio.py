@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from dynamics.datasets import Dataset, open_dataset
 from probes import Recorder, SampleLoss
 from studies.lab.corruption import NoiseKind, corrupt_labels
-from studies.lab.data import TensorData, to_tensors
+from studies.lab.data import TensorData, describe_dataset, load_dataset, to_tensors
 from studies.lab.models import build_mlp
 from studies.lab.sweep import begun, content_of, run_sweep
 from studies.lab.train import Recipe, predict, record_accuracy, train
@@ -68,8 +67,7 @@ def run_study(
         seeds: Number of seeds, from 0.
         n_images: Images used in all, at most what there are; half of them are trained on.
     """
-    dataset = open_dataset(data)
-    n_images = min(n_images, len(dataset.y_train))
+    n_images = min(n_images, len(load_dataset(data).y_train))
     configs = [
         NoiseRatioConfig(data=data, noise=noise, ratio=ratio, seed=seed, n_images=n_images)
         for noise, ratio, seed in product(noises, ratios, range(seeds))
@@ -79,11 +77,11 @@ def run_study(
         NAME,
         configs,
         ["noise", "ratio", "seed"],
-        lambda folder, config: run_one(folder, config, dataset),
+        run_one,
     )
 
 
-def run_one(out: Path, config: NoiseRatioConfig, dataset: Dataset) -> None:
+def run_one(out: Path, config: NoiseRatioConfig) -> None:
     """Run one combination, unless it has been run.
 
     A run that was interrupted starts again from its first step, in the same folder.
@@ -91,12 +89,12 @@ def run_one(out: Path, config: NoiseRatioConfig, dataset: Dataset) -> None:
     Args:
         out: Folder of the run.
         config: What to run.
-        dataset: The data set that `config.data` names.
     """
     content = content_of(NAME, config)
     started = begun(out, content)
     if started is None:
         return
+    dataset = load_dataset(config.data)
     chosen = np.random.default_rng(config.seed).permutation(len(dataset.y_train))
     chosen = chosen[: config.n_images]
     true = dataset.y_train[chosen].astype(np.int64)
@@ -114,7 +112,7 @@ def run_one(out: Path, config: NoiseRatioConfig, dataset: Dataset) -> None:
         model,
         [SampleLoss()],
         roster={"sample_id": chosen[:half], "label": noisy[:half], "true_label": true[:half]},
-        data={"source": config.data, "sha256": dataset.fingerprint(), "peak": dataset.peak},
+        data=describe_dataset(config.data),
         config=content,
         resume=started,
     )

@@ -37,7 +37,7 @@ def digits(deterministic_torch):
 def finished(digits, tmp_path_factory):
     """A run that has come to its end."""
     out = tmp_path_factory.mktemp("study") / CONFIG.run_name
-    run_one(out, CONFIG, digits)
+    run_one(out, CONFIG)
     return out
 
 
@@ -92,7 +92,7 @@ def test_the_last_epoch_holds_what_the_noise_table_reads(finished):
 
 def test_a_finished_run_is_left_as_it_is(finished, digits):
     before = files(finished)
-    run_one(finished, CONFIG, digits)
+    run_one(finished, CONFIG)
     assert files(finished) == before
 
 
@@ -101,7 +101,7 @@ def test_an_interrupted_run_is_taken_up_again_and_read_once(finished, digits, tm
     shutil.copytree(finished, out)
     shutil.rmtree(out / "end")
     assert not open_run(out).ended_cleanly
-    run_one(out, CONFIG, digits)
+    run_one(out, CONFIG)
     again, first = open_run(out), open_run(finished)
     assert again.ended_cleanly
     assert len(again.attempts) == 2
@@ -115,7 +115,7 @@ def test_a_run_that_was_only_begun_is_taken_up(digits, tmp_path, finished):
     out = tmp_path / CONFIG.run_name
     (out / "attempts").mkdir(parents=True)
     shutil.copy(finished / "run.json", out)
-    run_one(out, CONFIG, digits)
+    run_one(out, CONFIG)
     assert open_run(out).ended_cleanly
     assert len(open_run(out).roster()) == 100
 
@@ -123,7 +123,7 @@ def test_a_run_that_was_only_begun_is_taken_up(digits, tmp_path, finished):
 def test_a_folder_with_another_configuration_is_refused(finished, digits):
     before = files(finished)
     with pytest.raises(TraceError, match="another configuration"):
-        run_one(finished, CONFIG.model_copy(update={"lr": 0.2}), digits)
+        run_one(finished, CONFIG.model_copy(update={"lr": 0.2}))
     assert files(finished) == before
 
 
@@ -131,7 +131,7 @@ def test_seeds_differ_in_images_and_noise_and_kinds_in_noise_only(digits, tmp_pa
     rosters = {}
     for noise, seed in (("symmetric", 0), ("asymmetric", 0), ("symmetric", 2)):
         config = CONFIG.model_copy(update={"noise": noise, "seed": seed, "max_epochs": 1})
-        run_one(tmp_path / config.run_name, config, digits)
+        run_one(tmp_path / config.run_name, config)
         rosters[noise, seed] = open_run(tmp_path / config.run_name).roster()
     symmetric, asymmetric = rosters["symmetric", 0], rosters["asymmetric", 0]
     assert symmetric.index.equals(asymmetric.index)

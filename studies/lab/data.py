@@ -1,12 +1,13 @@
 """From arrays to the tensors that a network is trained on."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dynamics.datasets import Dataset
+from dynamics.datasets import Dataset, open_dataset
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,33 @@ class TensorData:
     def relabelled(self, labels: np.ndarray) -> "TensorData":
         """The same images with other labels."""
         return TensorData(self.images, torch.as_tensor(labels))
+
+
+@lru_cache(maxsize=2)
+def load_dataset(source: str) -> Dataset:
+    """Open a data set, once a process however many runs use it; its arrays are not to be changed.
+
+    Args:
+        source: What `open_dataset` takes.
+
+    Returns:
+        The data set.
+    """
+    return open_dataset(source)
+
+
+@lru_cache(maxsize=2)
+def describe_dataset(source: str) -> dict[str, str | int]:
+    """What `run.json` says of the data that a run was trained on.
+
+    Args:
+        source: What `open_dataset` takes.
+
+    Returns:
+        Its source, fingerprint and largest pixel value.
+    """
+    dataset = load_dataset(source)
+    return {"source": source, "sha256": dataset.fingerprint(), "peak": dataset.peak}
 
 
 def to_tensors(dataset: Dataset) -> tuple[TensorData, TensorData]:
