@@ -154,3 +154,39 @@ def test_an_accuracy_is_recorded_with_its_binomial_error(tmp_path):
     (row,) = open_run(tmp_path / "run").scalars("accuracy").to_dict("records")
     assert (row["block"], row["value"], row["n"]) == ("test", 0.75, 4)
     assert row["stderr"] == pytest.approx((0.75 * 0.25 / 4) ** 0.5)
+
+
+def test_weights_multiply_each_loss_and_are_recorded(digits, tmp_path):
+    """Weight 0 on half of the samples trains on the other half alone, at half the rate."""
+    recipe = Recipe(epochs=1, lr=0.1, momentum=0.0, batch_size=200)
+    weights = (torch.arange(200) % 2).float()
+    weighted, data, _ = train_on_digits(tmp_path / "run", digits, recipe, weights=weights)
+    torch.manual_seed(0)
+    other = build_mlp(64, [32], 10)
+    half = data.take(np.arange(1, 200, 2))
+    loss = torch.nn.functional.cross_entropy(other(half.images), half.labels) / 2
+    loss.backward()
+    for ours, theirs in zip(weighted.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs - 0.1 * theirs.grad, atol=1e-6, rtol=1e-5)
+    recorded = open_run(tmp_path / "run").samples(columns=["weight"])["weight"]
+    assert sorted(recorded.unique()) == [0, 1]
+
+
+def test_before_epoch_chooses_what_is_trained_on_and_may_change_the_optimiser(digits, tmp_path):
+    """At rate 0 nothing changes, whatever is shown."""
+    shown = []
+
+    def before_epoch(epoch, optimizer):
+        optimizer.param_groups[0]["lr"] = 0.0
+        shown.append(epoch)
+        return to_tensors(digits)[0].take(np.arange(200)).relabelled(np.full(200, 3))
+
+    recipe = Recipe(epochs=2, lr=0.1)
+    model, _, _ = train_on_digits(tmp_path / "run", digits, recipe, before_epoch=before_epoch)
+    torch.manual_seed(0)
+    start = build_mlp(64, [32], 10)
+    assert shown == [0, 1]
+    for ours, theirs in zip(model.parameters(), start.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    p_true = open_run(tmp_path / "run").samples(columns=["loss", "p_true"])
+    assert p_true["p_true"].to_numpy() == pytest.approx(np.exp(-p_true["loss"]), rel=1e-4)

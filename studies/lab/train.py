@@ -42,10 +42,15 @@ def train(
     recorder: Recorder,
     *,
     sample_ids: Tensor | None = None,
+    weights: Tensor | None = None,
+    before_epoch: Callable[[int, torch.optim.Optimizer], TensorData] | None = None,
     after_epoch: Callable[[int], bool] = lambda epoch: False,
     title: str = "training",
 ) -> int:
     """Train with cross-entropy, recording every batch.
+
+    The loss of a batch of n samples is Σ w_i ℓ_i / n, as in Byrd and Lipton: it is not divided by
+    the sum of the weights.
 
     Args:
         model: Network from images to logits; changed in place.
@@ -53,6 +58,10 @@ def train(
         recipe: How to train.
         recorder: An entered recorder.
         sample_ids: Id of each training sample; its row in `data` by default.
+        weights: Importance weight w_i of each training sample, shape (N,); 1 by default.
+        before_epoch: Called with each epoch's index and the optimiser before it begins; returns
+            what is trained on in that epoch (`data` seen through a deficit, say), row by row the
+            same samples, and may change the optimiser's rate or weight decay.
         after_epoch: Called with each epoch's index when it is over; True ends training.
         title: Text of the progress bar, which shows on a terminal only.
 
@@ -68,13 +77,16 @@ def train(
     epochs = recorder.epochs(recipe.epochs)
     trained = 0
     for epoch in tqdm(epochs, title, total=recipe.epochs, disable=None, leave=False, unit="epoch"):
+        seen = data if before_epoch is None else before_epoch(epoch, optimizer)
         model.train()
         for rows in shuffled_batches(len(data), recipe.batch_size, generator):
-            labels = data.labels[rows]
-            logits = model(data.images[rows])
+            labels = seen.labels[rows]
+            logits = model(seen.images[rows])
             losses = F.cross_entropy(logits, labels, reduction="none")
-            recorder.observe(losses, ids[rows], logits=logits, labels=labels)
-            losses.mean().backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            w = None if weights is None else weights[rows]
+            recorder.observe(losses, ids[rows], logits=logits, labels=labels, weights=w)
+            weighted = losses if w is None else w * losses
+            weighted.mean().backward()  # type: ignore[no-untyped-call]  # untyped in torch
             optimizer.step()
             optimizer.zero_grad()
         schedule.step()
