@@ -1,24 +1,16 @@
-"""Which labels are wrong, and how many: from the losses alone, and checked where truth is known.
+"""Which labels are wrong, and how many: from the losses of a run, checked where truth is known.
 
-Before a network memorises, samples with wrong labels have higher losses. A two-component beta
-mixture on the per-sample losses separates them, and its posterior is the probability that a label
-is wrong.
+Before a network memorises, samples with wrong labels have higher losses. A two-component mixture
+on the per-sample losses separates them, and its posterior is the probability that a label is wrong.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
 
+from dynamics.beta_mixture import fit_beta_mixture
 from dynamics.statistics import Estimate, area_under_roc, bootstrap
 from dynamics.summary import iter_epochs, summarise_samples
 from dynamics.traces import Run, TraceError
-
-_FLOOR = 1e-12
-_EDGE = 1e-4
-_POSTERIOR_BINS = 200
-_FIT_BINS = 2000
 
 SEPARATES = 0.95
 """Mean confidence from which the mixture's noise rate may be believed.
@@ -28,180 +20,6 @@ Measured with MLPs on digits, MNIST and Fashion-MNIST: runs at or above it had f
 "rates" of .32, .25 and .26, and runs with 5, 10, 60 and 80 % stayed below it too. A mixture always
 finds two groups, so below it no rate is given.
 """
-
-
-@dataclass(frozen=True)
-class BetaMixture:
-    """A fitted mixture of two beta distributions on losses scaled to (0, 1).
-
-    Component 1 has the higher mean: the samples whose labels are likely wrong.
-
-    Attributes:
-        alpha: First shape parameter of components 0 and 1.
-        beta: Second shape parameter.
-        weight: Weight of each component among the samples used for the fit.
-        lowest: Loss that is mapped to 0.
-        highest: Loss that is mapped to 1.
-        log_likelihood: Mean log-likelihood per sample after each iteration.
-        converged: Whether the weights had stopped moving when the fit ended.
-        n: Number of samples used for the fit.
-    """
-
-    alpha: tuple[float, float]
-    beta: tuple[float, float]
-    weight: tuple[float, float]
-    lowest: float
-    highest: float
-    log_likelihood: tuple[float, ...]
-    converged: bool
-    n: int
-
-    @property
-    def n_iterations(self) -> int:
-        """Number of EM iterations."""
-        return len(self.log_likelihood)
-
-    @property
-    def means(self) -> tuple[float, float]:
-        """Mean scaled loss of each component."""
-        first, second = (a / (a + b) for a, b in zip(self.alpha, self.beta, strict=True))
-        return first, second
-
-    def scale(self, losses: np.ndarray) -> np.ndarray:
-        """Losses mapped to (0, 1), clipped as in the fit."""
-        scaled = (losses - self.lowest) / (self.highest - self.lowest)
-        return np.clip(scaled, _EDGE, 1 - _EDGE)
-
-    def densities(self, scaled: np.ndarray) -> np.ndarray:
-        """Weighted density of each component at scaled losses.
-
-        Args:
-            scaled: Shape (M,), in (0, 1).
-
-        Returns:
-            Shape (2, M).
-        """
-        return np.stack(
-            [
-                weight * stats.beta.pdf(scaled, a, b)
-                for weight, a, b in zip(self.weight, self.alpha, self.beta, strict=True)
-            ]
-        )
-
-    def posterior(self, losses: np.ndarray) -> np.ndarray:
-        """Probability that each sample is of the high-loss component.
-
-        Made monotone in the loss: a beta density can rise again towards 0 or 1, and a lower loss
-        is never more suspect than a higher one.
-
-        Args:
-            losses: Shape (N,); missing where missing.
-
-        Returns:
-            Shape (N,).
-        """
-        grid = np.linspace(_EDGE, 1 - _EDGE, _POSTERIOR_BINS)
-        clean, noisy = np.maximum(self.densities(grid), _FLOOR)
-        ratio = noisy / (clean + noisy)
-        centre = int(np.searchsorted(grid, self.means[0]))
-        ratio[:centre] = np.minimum(ratio[:centre], ratio[centre])
-        result = np.interp(self.scale(losses), grid, np.maximum.accumulate(ratio))
-        return np.where(np.isfinite(losses), result, np.nan)
-
-    def noise_rate(self, losses: np.ndarray) -> float:
-        """Expected share of wrong labels: the mean posterior over the samples."""
-        return float(np.nanmean(self.posterior(losses)))
-
-
-def fit_beta_mixture(
-    losses: np.ndarray, *, max_iterations: int = 200, tolerance: float = 1e-5
-) -> BetaMixture:
-    """Fit a two-component beta mixture to per-sample losses by EM with moment updates.
-
-    Losses between the 5th and 95th percentile are scaled to (0, 1) and clipped to [1e-4, 1 − 1e-4];
-    more than 2,000 of them are binned.
-    E-step: responsibilities. M-step: each component's weighted mean m and variance s² give
-    α = m (m(1 − m)/s² − 1) and β = α(1 − m)/m. The moment update is not the maximum-likelihood one,
-    so the likelihood need not rise in every iteration; we stop when the weights no longer move,
-    where the authors stop after 10 iterations.
-
-    Args:
-        losses: Per-sample losses, shape (N,); missing values are left out.
-        max_iterations: Iterations at most.
-        tolerance: Largest change of a weight that counts as none.
-
-    Returns:
-        The mixture, with its log-likelihood per iteration and whether it converged.
-
-    Raises:
-        ValueError: If fewer than 20 losses are given, or all are equal.
-
-    Reference:
-        Arazo et al., ICML 2019, Sec. 3.1 and the authors' released code, from which the percentiles
-        and the initialisation α = (1, 2), β = (2, 1) are taken.
-    """
-    known = losses[np.isfinite(losses)].astype(np.float64)
-    if len(known) < 20 or np.ptp(known) == 0:
-        raise ValueError(
-            f"A loss mixture needs at least 20 samples with differing losses, but got {len(known)} "
-            "finite ones."
-        )
-    lowest, highest = np.quantile(known, [0.05, 0.95])
-    if lowest == highest:
-        lowest, highest = known.min(), known.max()
-    inside = known[(known >= lowest) & (known <= highest)]
-    x, count = _bin(np.clip((inside - lowest) / (highest - lowest), _EDGE, 1 - _EDGE))
-    alpha, beta = np.array([1.0, 2.0]), np.array([2.0, 1.0])
-    weight = np.array([0.5, 0.5])
-    history: list[float] = []
-    converged = False
-    while not converged and len(history) < max_iterations:
-        responsibility, log_likelihood = _expect(x, count, alpha, beta, weight)
-        history.append(log_likelihood)
-        alpha, beta, updated = _match_moments(x, count * responsibility)
-        converged = bool(np.abs(updated - weight).max() < tolerance)
-        weight = updated
-    low, high = np.argsort(alpha / (alpha + beta))
-    return BetaMixture(
-        alpha=(float(alpha[low]), float(alpha[high])),
-        beta=(float(beta[low]), float(beta[high])),
-        weight=(float(weight[low]), float(weight[high])),
-        lowest=float(lowest),
-        highest=float(highest),
-        log_likelihood=tuple(history),
-        converged=converged,
-        n=len(inside),
-    )
-
-
-def _bin(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values and how often each counts; many samples are binned, so that a fit costs the same."""
-    if len(x) <= _FIT_BINS:
-        return x, np.ones(len(x))
-    counts, edges = np.histogram(x, _FIT_BINS, range=(0, 1))
-    centres = (edges[:-1] + edges[1:]) / 2
-    return np.clip(centres[counts > 0], _EDGE, 1 - _EDGE), counts[counts > 0].astype(np.float64)
-
-
-def _expect(
-    x: np.ndarray, count: np.ndarray, alpha: np.ndarray, beta: np.ndarray, weight: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Responsibilities, shape (2, N), and the mean log-likelihood."""
-    log_p = (alpha - 1)[:, None] * np.log(x) + (beta - 1)[:, None] * np.log1p(-x)
-    log_p += (np.log(weight) - special.betaln(alpha, beta))[:, None]
-    total = special.logsumexp(log_p, axis=0)
-    return np.exp(log_p - total) + _FLOOR, float(count @ total / count.sum())
-
-
-def _match_moments(
-    x: np.ndarray, responsibility: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shape parameters and weights whose moments are the weighted ones."""
-    sums = responsibility.sum(1)
-    mean = responsibility @ x / sums
-    variance = (responsibility * (x - mean[:, None]) ** 2).sum(1) / sums
-    concentration = np.maximum(mean * (1 - mean) / np.maximum(variance, _FLOOR) - 1, 1e-3)
-    return mean * concentration, (1 - mean) * concentration, sums / sums.sum()
 
 
 def fit_each_epoch(run: Run) -> pd.DataFrame:
@@ -288,41 +106,6 @@ def estimate_noise_rate(losses: np.ndarray, *, draws: int = 100, seed: int = 0) 
         return fit_beta_mixture(losses[rows]).noise_rate(losses[rows])
 
     return bootstrap(refit, len(losses), draws=draws, seed=seed)
-
-
-def tabulate_mixture(
-    mixture: BetaMixture, losses: pd.Series, flipped: pd.Series | None = None, *, bins: int = 40
-) -> pd.DataFrame:
-    """Histogram of the losses beside the fitted densities, for drawing.
-
-    Args:
-        mixture: The mixture.
-        losses: Loss of each sample, index `sample_id`.
-        flipped: Which labels are wrong, index `sample_id`, if known; samples that are not in it
-            are left out.
-        bins: Number of bins on the scaled loss.
-
-    Returns:
-        Columns `left, right` (scaled loss), `component_0, component_1` (weighted densities at the
-        bin's centre), and the samples' density: `clean` and `wrong label` if truth is known, which
-        add up to a density, otherwise `all`.
-    """
-    losses = losses.dropna()
-    if flipped is not None:
-        losses = losses[losses.index.isin(flipped.index)]
-    edges = np.linspace(0, 1, bins + 1)
-    scaled = mixture.scale(losses.to_numpy())
-    table = pd.DataFrame({"left": edges[:-1], "right": edges[1:]})
-    table[["component_0", "component_1"]] = mixture.densities((edges[:-1] + edges[1:]) / 2).T
-    if flipped is None:
-        groups = {"all": np.ones(len(losses), dtype=bool)}
-    else:
-        wrong = flipped.reindex(losses.index).to_numpy(dtype=bool)
-        groups = {"clean": ~wrong, "wrong label": wrong}
-    for name, members in groups.items():
-        counts = np.histogram(scaled[members], edges)[0]
-        table[name] = counts * bins / len(losses)
-    return table
 
 
 def known_flips(run: Run) -> pd.Series | None:

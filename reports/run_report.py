@@ -6,6 +6,7 @@ from math import isfinite
 
 import pandas as pd
 
+from dynamics.beta_mixture import fit_beta_mixture
 from dynamics.curves import CurveShape, describe_curve
 from dynamics.datasets import Dataset
 from dynamics.difficulty import count_learning, rank_hardest
@@ -14,12 +15,11 @@ from dynamics.label_noise import (
     choose_epoch,
     detection_auc,
     estimate_noise_rate,
-    fit_beta_mixture,
     fit_each_epoch,
     known_flips,
     rank_suspects,
-    tabulate_mixture,
 )
+from dynamics.loss_mixture import tabulate_mixture
 from dynamics.summary import count_missing, summarise_epochs, summarise_samples
 from dynamics.traces import Run
 from reports.figures import (
