@@ -64,8 +64,8 @@ class BetaMixture:
 
     def scale(self, losses: np.ndarray) -> np.ndarray:
         """Losses mapped to (0, 1), clipped as in the fit."""
-        edge = _REFERENCE_EDGE if self.kind == "reference" else EDGE
-        return scale_losses(losses, self.lowest, self.highest, edge)
+        scale = _scale_as_authors if self.kind == "reference" else scale_losses
+        return scale(losses, self.lowest, self.highest)
 
     def densities(self, scaled: np.ndarray) -> np.ndarray:
         """Weighted density of each component at scaled losses.
@@ -131,8 +131,9 @@ def fit_beta_mixture(
       every iteration; we stop when the weights no longer move.
     - `likelihood`: α and β that raise the weighted log-likelihood, by Newton's method; the
       likelihood then never falls.
-    - `reference`: moments with the authors' constants. (ℓ − P5 − 1e-5)/(P95 − P5 − 9e-6), clipped
-      to [1e-3, 1 − 1e-3] (10e-4 in their code), no bins, 10 iterations.
+    - `reference`: moments with the authors' constants. (ℓ − P5 − 1e-5)/(P95 − P5 − 9e-6); what is
+      not above 0 becomes 1e-3 (10e-4 in their code), what is not below 1, 1 − 1e-3; then clipped
+      to [1e-4, 1 − 1e-4]. No bins, 10 iterations.
 
     Args:
         losses: Per-sample losses, shape (N,); missing values are left out.
@@ -151,12 +152,12 @@ def fit_beta_mixture(
         and the initialisation α = (1, 2), β = (2, 1) are taken.
     """
     inside, lowest, highest = trim_losses(losses)
-    edge = EDGE
     if kind == "reference":
-        lowest, highest, edge = lowest + 1e-5, highest + 1e-6, _REFERENCE_EDGE
+        lowest, highest = lowest + 1e-5, highest + 1e-6
         max_iterations = min(max_iterations, _REFERENCE_ITERATIONS)
-    scaled = scale_losses(inside, lowest, highest, edge)
-    x, count = (scaled, np.ones(len(scaled))) if kind == "reference" else _bin(scaled)
+        x, count = _scale_as_authors(inside, lowest, highest), np.ones(len(inside))
+    else:
+        x, count = _bin(scale_losses(inside, lowest, highest))
     update = raise_likelihood if kind == "likelihood" else _match_moments
     alpha, beta = np.array([1.0, 2.0]), np.array([2.0, 1.0])
     weight = np.array([0.5, 0.5])
@@ -183,6 +184,12 @@ def fit_beta_mixture(
         n=len(inside),
         kind=kind,
     )
+
+
+def _scale_as_authors(losses: np.ndarray, lowest: float, highest: float) -> np.ndarray:
+    scaled = (losses - lowest) / (highest - lowest)
+    scaled = np.where(scaled >= 1, 1 - _REFERENCE_EDGE, scaled)
+    return np.clip(np.where(scaled <= 0, _REFERENCE_EDGE, scaled), EDGE, 1 - EDGE)
 
 
 def _bin(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

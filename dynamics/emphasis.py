@@ -89,7 +89,8 @@ def emphasis_density(p: np.ndarray, emphasis: Emphasis) -> np.ndarray:
     Returns:
         Densities, of the shape of p.
     """
-    return emphasis(np.asarray(p, dtype=np.float64)) / _integral(emphasis, 0, 1)
+    integral = integrate.quad(lambda x: float(emphasis(np.asarray(x))), 0, 1)[0]
+    return emphasis(np.asarray(p, dtype=np.float64)) / float(integral)
 
 
 def tabulate_emphasis(p_true: np.ndarray, weight: np.ndarray, *, bins: int = _BINS) -> pd.DataFrame:
@@ -134,24 +135,18 @@ def emphasis_each_epoch(run: Run, *, bins: int = _BINS) -> pd.DataFrame:
 
 
 def beside_closed_form(table: pd.DataFrame, emphasis: Emphasis) -> np.ndarray:
-    """What an estimated density should be under a scheme: its mean in each bin that has samples.
+    """What an estimated density should be under a scheme, at the mean p of each bin.
 
     Args:
         table: What `tabulate_emphasis` returned.
         emphasis: The scheme.
 
     Returns:
-        One density per row of the table, normalised over the same bins; missing where they are.
+        One density per row of the table, normalised over the bins that have samples; missing in
+        the others.
     """
-    seen = (table["n"] > 0).to_numpy()
-    edges = table[["left", "right"]].to_numpy()
-    mass = np.array([_integral(emphasis, low, high) for low, high in edges])
-    density = mass / (edges[:, 1] - edges[:, 0]) / mass[seen].sum()
-    return np.where(seen, density, np.nan)
-
-
-def _integral(emphasis: Emphasis, low: float, high: float) -> float:
-    return float(integrate.quad(lambda p: float(emphasis(np.asarray(p))), low, high)[0])
+    value = emphasis(table["p"].to_numpy())
+    return value * len(table) / np.nansum(value)
 
 
 def _sums(p_true: np.ndarray, weight: np.ndarray, bins: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from dynamics.loss_mixture import EDGE, monotone_posterior, scale_losses, trim_losses
+from dynamics.loss_mixture import monotone_posterior, scale_losses, trim_losses
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class GaussianMixture:
 
     def scale(self, losses: np.ndarray) -> np.ndarray:
         """Losses mapped to (0, 1), clipped as in the fit."""
-        return scale_losses(losses, self.lowest, self.highest, EDGE)
+        return scale_losses(losses, self.lowest, self.highest)
 
     def densities(self, scaled: np.ndarray) -> np.ndarray:
         """Weighted density of each component at scaled losses, shape (2, M)."""
@@ -63,7 +63,7 @@ def fit_gaussian_mixture(losses: np.ndarray) -> GaussianMixture:
     from sklearn import mixture  # a second, which those who fit none need not wait
 
     inside, lowest, highest = trim_losses(losses)
-    scaled = scale_losses(inside, lowest, highest, EDGE)[:, None]
+    scaled = scale_losses(inside, lowest, highest)[:, None]
     fitted = mixture.GaussianMixture(2, random_state=0, max_iter=200).fit(scaled)
     means = fitted.means_[:, 0]
     low, high = np.argsort(means, kind="stable")

@@ -55,7 +55,7 @@ def sampling_distribution(scores: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: If there is no score, or one is negative or not finite.
     """
-    scores = np.asarray(scores, dtype=np.float64)
+    scores = np.asarray(scores, dtype=np.float64) + 0.0  # a loss of −0 would have weight −∞
     if not len(scores) or not np.isfinite(scores).all() or scores.min() < 0:
         raise ValueError(
             "A sampling distribution needs finite scores of 0 or more, at least one; leave out "
@@ -77,7 +77,7 @@ def sampling_weights(distribution: np.ndarray) -> np.ndarray:
     Returns:
         Shape (B,); infinite where a sample is never drawn.
     """
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         return 1 / (len(distribution) * np.asarray(distribution, dtype=np.float64))
 
 
@@ -145,13 +145,16 @@ def second_moment_ratio(norms: np.ndarray, scores: np.ndarray) -> float:
         scores: What the samples are drawn by, shape (B,).
 
     Returns:
-        The ratio; infinite if a sample with a gradient is never drawn.
+        The ratio; infinite if a sample with a gradient is never drawn, missing if none has one.
     """
     norms = np.asarray(norms, dtype=np.float64)
-    pull = norms > 0
+    largest = norms.max(initial=0)
+    if largest == 0:
+        return float("nan")
+    squares = (norms / largest) ** 2
+    pull = squares > 0
     weights = sampling_weights(sampling_distribution(scores))[pull]
-    squares = (norms[pull] / norms.max()) ** 2 if pull.any() else np.ones(0)
-    return float((squares * weights).sum() / squares.sum()) if len(squares) else float("nan")
+    return float((squares[pull] * weights).sum() / squares.sum())
 
 
 def sampling_error(norms: np.ndarray, scores: np.ndarray) -> float:
@@ -236,8 +239,9 @@ def _compare(scores: np.ndarray, norms: np.ndarray) -> dict[str, float]:
 
 
 def _scores(rows: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Scores that were recorded in an epoch."""
+    """Scores that were recorded in an epoch; one that goes below 0 cannot be sampled by."""
     values = {name: rows[name].to_numpy(dtype=np.float64) for name in _COLUMNS}
     at_output = np.isfinite(values["output_grad_norm"]).any()
     values["bound"] = values["output_grad_norm" if at_output else "el2n"]
-    return {name: values[name] for name in SCORES if np.isfinite(values[name]).any()}
+    known = {name: values[name] for name in SCORES if np.isfinite(values[name]).any()}
+    return {name: score for name, score in known.items() if np.nanmin(score) >= 0}

@@ -55,19 +55,18 @@ def trim_losses(losses: np.ndarray) -> tuple[np.ndarray, float, float]:
     return inside, float(lowest), float(highest)
 
 
-def scale_losses(losses: np.ndarray, lowest: float, highest: float, edge: float) -> np.ndarray:
-    """Losses mapped to (0, 1).
+def scale_losses(losses: np.ndarray, lowest: float, highest: float) -> np.ndarray:
+    """Losses mapped to (0, 1), clipped to [1e-4, 1 − 1e-4].
 
     Args:
         losses: Shape (N,).
         lowest: Loss that is mapped to 0.
         highest: Loss that is mapped to 1.
-        edge: Distance to 0 and 1 that is kept; what lies nearer, or beyond, is clipped.
 
     Returns:
         Shape (N,).
     """
-    return np.clip((losses - lowest) / (highest - lowest), edge, 1 - edge)
+    return np.clip((losses - lowest) / (highest - lowest), EDGE, 1 - EDGE)
 
 
 def monotone_posterior(mixture: LossMixture, losses: np.ndarray, low_mean: float) -> np.ndarray:

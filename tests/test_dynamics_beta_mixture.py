@@ -5,8 +5,11 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
+from dynamics.beta_likelihood import raise_likelihood
 from dynamics.beta_mixture import fit_beta_mixture
+from dynamics.gaussian_mixture import fit_gaussian_mixture
 from dynamics.label_noise import SEPARATES
 from dynamics.loss_mixture import tabulate_mixture
 
@@ -138,3 +141,91 @@ def test_a_sample_of_unknown_truth_is_not_drawn_as_a_wrong_label():
     flipped = pd.Series(False, index=range(60))  # the truth of the other 40 is not known
     table = tabulate_mixture(fit_beta_mixture(losses), pd.Series(losses), flipped)
     assert table["wrong label"].sum() == 0
+
+
+def authors_posterior(losses):
+    """Arazo et al.'s procedure step by step, as their code has it."""
+    p5, p95 = np.percentile(losses, 5), np.percentile(losses, 95)
+    smallest = p5 + 10e-6
+
+    def scale(values):
+        scaled = (values - smallest) / (p95 - smallest + 1e-6)
+        scaled = np.where(scaled >= 1, 1 - 10e-4, scaled)
+        return np.where(scaled <= 0, 10e-4, scaled)
+
+    def weighted(values):
+        return np.array([lam[k] * stats.beta.pdf(values, a[k], b[k]) for k in (0, 1)])
+
+    x = np.clip(scale(losses[(losses >= p5) & (losses <= p95)]), 1e-4, 1 - 1e-4)
+    a, b, lam = [1.0, 2.0], [2.0, 1.0], np.array([0.5, 0.5])
+    for _ in range(10):
+        r = np.maximum(weighted(x), 1e-12)
+        r /= r.sum(axis=0)
+        for k in (0, 1):
+            mean = (r[k] * x).sum() / r[k].sum()
+            variance = (r[k] * (x - mean) ** 2).sum() / r[k].sum()
+            a[k] = mean * (mean * (1 - mean) / variance - 1)
+            b[k] = a[k] * (1 - mean) / mean
+        lam = r.sum(axis=1) / r.sum()
+    clean, noisy = weighted(np.linspace(1e-12, 1 - 1e-12, 100))
+    table = noisy / (clean + noisy + 1e-12)
+    table[table.argmax() :] = table.max()
+    return table[(100 * scale(losses)).astype(int)], lam
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.45])
+def test_the_reference_is_the_authors_procedure(rate):
+    losses, _ = draw(3000, rate)
+    losses = 5 * losses + 0.3
+    mixture = fit_beta_mixture(losses, kind="reference")
+    posterior, weight = authors_posterior(losses)
+    assert mixture.n_iterations == 10
+    assert mixture.weight == pytest.approx(weight.tolist(), abs=1e-7)
+    np.testing.assert_allclose(mixture.posterior(losses), posterior, atol=1e-7)
+    assert mixture.scale(np.array([-9.0, 99.0])) == pytest.approx([1e-3, 1 - 1e-3])
+    assert fit_beta_mixture(losses).scale(np.array([-9.0, 99.0])) == pytest.approx([1e-4, 1 - 1e-4])
+    assert np.isnan(mixture.posterior(np.array([np.nan]))).all()
+
+
+@given(n=st.integers(20, 300), seed=st.integers(0, 10_000), skew=st.sampled_from([0.3, 1, 4]))
+def test_the_likelihood_never_falls_with_the_maximum_likelihood_step(n, seed, skew):
+    rng = np.random.default_rng(seed)
+    losses = draw(n, rng.random(), seed)[0] ** skew
+    history = fit_beta_mixture(losses, kind="likelihood", max_iterations=30).log_likelihood
+    assert (np.diff(history) >= -1e-9).all()
+
+
+def test_a_single_component_is_found_as_scipy_finds_it():
+    x = np.random.default_rng(0).beta(2.5, 7, 4000)
+    ones, start = np.ones((1, len(x))), np.ones(1)
+    a, b = start, start
+    for _ in range(20):
+        a, b = raise_likelihood(x, ones, a, b)
+    expected = stats.beta.fit(x, floc=0, fscale=1)
+    assert (a[0], b[0]) == pytest.approx(expected[:2], rel=1e-3)
+
+
+def test_maximum_likelihood_recovers_the_mixture_and_is_the_likelier_one():
+    losses, wrong = draw(20_000, 0.3)
+    mixture = fit_beta_mixture(losses, kind="likelihood")
+    assert mixture.converged
+    assert mixture.noise_rate(losses) == pytest.approx(wrong.mean(), abs=0.02)
+    for kind in ("moments", "reference"):
+        assert mixture.log_likelihood[-1] > fit_beta_mixture(losses, kind=kind).log_likelihood[-1]
+
+
+def test_a_gaussian_mixture_that_was_drawn_is_found_again():
+    rng = np.random.default_rng(0)
+    wrong = rng.random(20_000) < 0.4
+    losses = np.where(wrong, rng.normal(3, 0.3, 20_000), rng.normal(1, 0.3, 20_000))
+    mixture = fit_gaussian_mixture(losses)
+    assert mixture.converged
+    assert mixture.weight[1] == pytest.approx(0.35 / 0.9, abs=0.015)  # of those not trimmed
+    unscaled = np.array(mixture.means) * (mixture.highest - mixture.lowest) + mixture.lowest
+    assert unscaled == pytest.approx([1, 3], abs=0.1)  # tails are trimmed
+    assert mixture.noise_rate(losses) == pytest.approx(wrong.mean(), abs=0.01)
+    posterior = mixture.posterior(np.append(np.linspace(-5, 9, 100), np.nan))
+    assert (np.diff(posterior[:-1]) >= 0).all()
+    assert np.isnan(posterior[-1])
+    with pytest.raises(ValueError, match="at least 20 samples"):
+        fit_gaussian_mixture(losses[:5])

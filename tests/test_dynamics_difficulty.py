@@ -5,7 +5,16 @@ import pandas as pd
 import pytest
 
 from dynamics import import_log
-from dynamics.difficulty import LearningCounts, count_learning, rank_hardest, score_difficulty
+from dynamics.difficulty import (
+    DEFINITIONS,
+    LearningCounts,
+    average_scores,
+    count_learning,
+    rank_agreement,
+    rank_hardest,
+    score_difficulty,
+)
+from dynamics.statistics import rank_correlation
 from dynamics.summary import summarise_samples
 from tests import foreign_logs as log
 
@@ -60,3 +69,51 @@ def test_samples_of_the_roster_that_were_never_seen_are_left_out(summary):
     whole = pd.concat([summary, unseen])
     assert count_learning(whole).n == 10
     assert score_difficulty(whole).loc["z"].isna().all()
+
+
+def test_each_score_has_a_versioned_definition(summary):
+    scores = score_difficulty(summary)
+    assert scores.attrs["definitions"] == DEFINITIONS
+    assert list(DEFINITIONS) == list(scores)
+    assert all(text.split(": ")[0].isdigit() for text in DEFINITIONS.values())
+
+
+def test_grand_is_the_mean_gradient_norm(summary):
+    scores = score_difficulty(summary.assign(mean_grad_norm=np.arange(len(summary))))
+    assert scores["grand"].tolist() == list(range(len(summary)))
+
+
+def test_agreement_is_one_where_scores_order_the_samples_alike():
+    hard = np.arange(8.0)
+    scores = pd.DataFrame(
+        {"el2n": hard, "grand": hard**2, "aum": -hard, "confidence": 1 - hard / 9}
+    )
+    table = rank_agreement(scores)
+    assert len(table) == 6
+    assert table["correlation"].to_numpy() == pytest.approx(np.ones(6))
+    assert (table["n"] == 8).all()
+    against = rank_agreement(scores.assign(aum=hard))
+    assert against.loc[against["b"] == "aum", "correlation"].tolist() == pytest.approx([-1, -1])
+
+
+def test_a_sample_never_learned_is_ranked_as_the_most_forgotten():
+    rng = np.random.default_rng(0)
+    forgetting, el2n = np.append(rng.integers(0, 5, 20), [np.inf, np.inf]), rng.random(22)
+    scores = pd.DataFrame({"forgetting": forgetting, "el2n": el2n, "correctness": 1.0})
+    found = rank_agreement(scores)
+    assert found[["a", "b"]].to_numpy().tolist() == [["forgetting", "el2n"]]  # correctness is flat
+    expected = rank_correlation(np.where(np.isinf(forgetting), 99, forgetting), el2n)
+    assert found.loc[0, ["correlation", "low", "high"]].tolist() == pytest.approx(
+        [expected.value, expected.low, expected.high]
+    )
+    assert found.loc[0, "n"] == 22
+
+
+def test_scores_are_averaged_over_runs():
+    a = pd.DataFrame({"el2n": [1.0, 2.0], "forgetting": [0, np.inf]}, index=[3, 4])
+    b = pd.DataFrame({"el2n": [np.nan, 4.0], "forgetting": [3, 1]}, index=[3, 4])
+    mean = average_scores([a, b])
+    assert mean["el2n"].tolist() == [1, 3]
+    assert mean["forgetting"].tolist() == [1.5, np.inf]
+    with pytest.raises(ValueError, match="one run or more"):
+        average_scores([])
