@@ -14,6 +14,11 @@ from reports.network_figures import (
     plot_predicted_frac,
     plot_weighted_gradient_share,
 )
+from reports.score_figures import (
+    plot_importance_gain,
+    plot_posterior_calibration,
+    plot_score_agreement,
+)
 from reports.study_figures import (
     plot_fall,
     plot_fisher_runs,
@@ -34,10 +39,13 @@ __all__ = [
     "plot_fisher_share",
     "plot_fisher_trace",
     "plot_grad_norm",
+    "plot_importance_gain",
     "plot_label_precision",
     "plot_loss",
     "plot_loss_mixture",
     "plot_noise_law",
+    "plot_posterior_calibration",
     "plot_predicted_frac",
+    "plot_score_agreement",
     "plot_weighted_gradient_share",
 ]

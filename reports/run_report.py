@@ -40,6 +40,7 @@ from reports.network_figures import (
 from reports.page import Page, Panel, Section
 from reports.provenance import describe_provenance
 from reports.sample_tables import hardest_table, suspect_table
+from reports.score_panels import score_panels
 
 
 def build_run_report(run: Run, dataset: Dataset | None = None) -> Page:
@@ -73,6 +74,7 @@ def build_run_report(run: Run, dataset: Dataset | None = None) -> Page:
         _data_map_panel(summary, groups),
         _distribution_panel(run, "grad_norm", groups),
     ]
+    panels += score_panels(run, summary, suspects, flipped)
     return Page(
         title=f"Training dynamics of {run.name}",
         subtitle=_subtitle(run),

@@ -103,6 +103,24 @@ def fall_table():
     return pd.DataFrame(columns | {"has_interior_peak": [True, True, False]})
 
 
+def gain_table():
+    """Two scores of three, two epochs."""
+    columns = {"epoch": [0, 0, 1, 1], "score": ["loss", "bound"] * 2, "tau": [1.5, 1.2, 3.0, 2.5]}
+    table = pd.DataFrame(columns)
+    return table.assign(low=table["tau"] - 0.25, high=table["tau"] + 0.5, threshold=2.0)
+
+
+def agreement_table():
+    rows = [("aum", "el2n", 0.75, 0.5, 1.0), ("aum", "grand", -0.25, -0.5, 0.0)]
+    rows += [("el2n", "grand", 0.5, np.nan, np.nan)]
+    return pd.DataFrame(rows, columns=["a", "b", "correlation", "low", "high"])
+
+
+def reliability_table():
+    columns = {"posterior": [0.0625, 0.875], "share": [0.125, 0.5], "n": [1234, 7]}
+    return pd.DataFrame(columns | {"low": [0.0, 0.25], "high": [0.25, 0.75]})
+
+
 FISHER_SHARE = scalar_table(
     "fisher_share", {"first": [0.2, 0.5], "second": [0.79, 0.48], "third": [0.01, 0.02]}
 )
@@ -117,11 +135,14 @@ TABLES = {
     "plot_fisher_share": (FISHER_SHARE,),
     "plot_fisher_trace": (FISHER,),
     "plot_grad_norm": (quantile_table(),),
+    "plot_importance_gain": (gain_table(),),
     "plot_label_precision": (noise_runs(), theory_table()),
     "plot_loss": (quantile_table(),),
     "plot_loss_mixture": (mixture_table(),),
     "plot_noise_law": (noise_runs(), law_curves()),
+    "plot_posterior_calibration": (reliability_table(),),
     "plot_predicted_frac": (FRACTIONS,),
+    "plot_score_agreement": (agreement_table(),),
     "plot_weighted_gradient_share": (share_table(),),
 }
 
@@ -225,6 +246,36 @@ def test_detection_curves_with_bands_and_no_curve_for_a_score_not_recorded():
     np.testing.assert_allclose(low, [0.6 - 0.0392, 0.7 - 0.0392])
     np.testing.assert_allclose(high, [0.6 + 0.0392, 0.7 + 0.0392])
     assert sorted(texts(ax)) == ["AUM", "loss"]
+
+
+def test_importance_gain_has_a_band_for_each_score_and_the_threshold():
+    ax = draw("plot_importance_gain")
+    loss, bound, threshold = ax.lines
+    assert list(loss.get_ydata()) == [1.5, 3.0]
+    assert list(bound.get_ydata()) == [1.2, 2.5]
+    assert list(threshold.get_ydata()) == [2, 2]
+    assert band_of(ax, 0) == ([1.25, 2.75], [2.0, 3.5])
+    assert texts(ax) == ["pays above", "bound Ĝ", "loss"]
+
+
+def test_agreement_is_below_the_diagonal_with_half_widths():
+    ax = draw("plot_score_agreement")
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["AUM", "EL2N"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["EL2N", "GraNd"]
+    drawn = np.ma.filled(ax.collections[0].get_array(), np.nan).reshape(2, 2)
+    np.testing.assert_array_equal(drawn, [[0.75, np.nan], [-0.25, 0.5]])
+    where = {text.get_text(): text.get_position() for text in ax.texts}
+    assert where == {"0.75\n±0.25": (0, 1), "−0.25\n±0.25": (0, 2), "0.50": (1, 2)}
+
+
+def test_calibration_has_a_dot_with_its_interval_and_number_for_each_bin():
+    ax = draw("plot_posterior_calibration")
+    diagonal, dots = ax.lines
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 1]
+    assert dots.get_xydata().tolist() == [[0.0625, 0.125], [0.875, 0.5]]
+    bars = [path.vertices[:, 1].tolist() for path in ax.collections[0].get_paths()]
+    assert bars == [[0, 0.25], [0.25, 0.75]]
+    assert texts(ax) == ["1,234", "7", "calibrated"]
 
 
 def test_data_map_has_a_dot_for_each_sample_in_its_group():

@@ -48,18 +48,21 @@ def drawn(page):
     return {name for name, panel in panels(page).items() if panel.draw is not None}
 
 
+WITH_TRUTH = {"loss", "loss_mixture", "detection_auc", "posterior_calibration", "importance_gain"}
+
+
 @pytest.mark.parametrize(
     ("columns", "figures"),
     [
-        (["loss"], {"loss", "loss_mixture"}),
-        (["correct"], set()),
+        (["loss"], {"loss", "loss_mixture", "importance_gain"}),
+        (["correct"], {"score_agreement"}),
         (["margin"], set()),
-        (["p_true"], {"data_map"}),
-        (["grad_norm"], {"grad_norm"}),
-        (["loss", "label", "true_label"], {"loss", "loss_mixture", "detection_auc"}),
+        (["p_true"], {"data_map", "score_agreement"}),
+        (["grad_norm"], {"grad_norm", "importance_gain"}),
+        (["loss", "label", "true_label"], WITH_TRUTH),
         (["margin", "label", "true_label"], {"detection_auc"}),
-        (["correct", "label", "true_label"], set()),
-        (COLUMNS, {"loss", "loss_mixture", "detection_auc", "data_map", "grad_norm"}),
+        (["correct", "label", "true_label"], {"score_agreement"}),
+        (COLUMNS, WITH_TRUTH | {"data_map", "grad_norm", "score_agreement"}),
     ],
 )
 def test_what_the_log_holds_is_drawn_and_the_rest_is_named(report, columns, figures):

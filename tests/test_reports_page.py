@@ -84,7 +84,7 @@ def test_an_ordinary_page_is_harmless_and_small(harmless):
 def test_hostile_names_stay_text(hostile):
     html, _ = hostile
     found = check_harmless(html)
-    assert len([name for name, _ in found if name == "svg"]) == 9 + len(HOSTILE_SETS)
+    assert len([name for name, _ in found if name == "svg"]) == 12 + len(HOSTILE_SETS)
     for text in HOSTILE:
         assert text in unescape(html)
 
@@ -156,7 +156,7 @@ def test_a_name_that_the_template_does_not_know_is_an_error():
 def test_figures_come_as_png_svg_pdf_and_csv_for_every_panel_recorded(harmless):
     run, _, folder = harmless
     panels = [p for section in build_run_report(run).sections for p in section.panels]
-    assert len(panels) == 10
+    assert len(panels) == 13
     assert all(panel.draw for panel in panels)
     expected = {f"{p.name}.{ending}" for p in panels for ending in ("png", "svg", "pdf", "csv")}
     assert {path.name for path in folder.iterdir()} == expected
