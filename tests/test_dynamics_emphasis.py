@@ -98,7 +98,8 @@ def test_emphasis_by_hand_and_bins_that_are_empty():
     assert table.loc[[0, 3], "share"].tolist() == pytest.approx([5 / 6, 1 / 6])
     expected = beside_closed_form(table, cross_entropy_emphasis)
     assert np.isnan(expected[1:3]).all()
-    assert expected[0] / expected[3] == pytest.approx(0.875 / 0.125)
+    assert expected[0] / expected[3] == pytest.approx((1 - 0.15) / (1 - 0.9))
+    assert np.nansum(expected) / 4 == pytest.approx(1)
 
 
 def test_each_epoch_of_a_run_has_its_bins(tmp_path):
