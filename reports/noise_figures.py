@@ -75,7 +75,9 @@ def plot_noise_law(runs: pd.DataFrame, curves: pd.DataFrame, *, ax: Axes | None 
 
 
 @in_house_style
-def plot_memorisation(summary: pd.DataFrame, *, tolerance: float, ax: Axes | None = None) -> Axes:
+def plot_memorisation(
+    summary: pd.DataFrame, *, tolerance: float = 0.06, ax: Axes | None = None
+) -> Axes:
     """Deviation from the law against training accuracy, in every arm.
 
     Look at where the points leave the band: the law is about networks right of there.
@@ -130,7 +132,7 @@ def plot_memorisation(summary: pd.DataFrame, *, tolerance: float, ax: Axes | Non
 
 @in_house_style
 def plot_ratio_estimates(
-    estimates: pd.DataFrame, *, tolerance: float, ax: Axes | None = None
+    estimates: pd.DataFrame, *, tolerance: float = 0.05, ax: Axes | None = None
 ) -> Axes:
     """The noise ratio as estimated without a true label, against the truth.
 
@@ -197,14 +199,9 @@ def plot_label_precision(
     for name, colour in (("label_precision", BLUE), ("label_recall", VERMILION)):
         ax.plot(theory["ratio"], theory[name], color=colour)
         ax.plot(runs["ratio"][~early], runs[name][~early], "o", color=colour, markersize=5)
-        ax.plot(
-            runs["ratio"][early],
-            runs[name][early],
-            "D",
-            color=colour,
-            markerfacecolor="none",
-            markersize=5,
-        )
+        if early.any():
+            x, y = runs["ratio"][early], runs[name][early]
+            ax.plot(x, y, "D", color=colour, markerfacecolor="none", markersize=5)
         text = name.replace("_", " ")
         ends.append((theory["ratio"].iloc[-1], theory[name].iloc[-1], text, colour))
     ax.set(
