@@ -61,7 +61,7 @@ def compare_laws(
     *,
     kind: NoiseKind,
     n_classes: int,
-    draws: int = 300,
+    draws: int = 100,
     seed: int = 0,
 ) -> LawComparison:
     """Compare the laws on runs at several noise ratios.
