@@ -14,6 +14,14 @@ from reports.network_figures import (
     plot_predicted_frac,
     plot_weighted_gradient_share,
 )
+from reports.noise_figures import (
+    plot_label_precision,
+    plot_left_out_error,
+    plot_memorisation,
+    plot_noise_law,
+    plot_prediction_shares,
+    plot_ratio_estimates,
+)
 from reports.score_figures import (
     plot_importance_gain,
     plot_posterior_calibration,
@@ -22,8 +30,6 @@ from reports.score_figures import (
 from reports.study_figures import (
     plot_fall,
     plot_fisher_runs,
-    plot_label_precision,
-    plot_noise_law,
 )
 from reports.write_report import write_report
 
@@ -41,11 +47,15 @@ __all__ = [
     "plot_grad_norm",
     "plot_importance_gain",
     "plot_label_precision",
+    "plot_left_out_error",
     "plot_loss",
     "plot_loss_mixture",
+    "plot_memorisation",
     "plot_noise_law",
     "plot_posterior_calibration",
     "plot_predicted_frac",
+    "plot_prediction_shares",
+    "plot_ratio_estimates",
     "plot_score_agreement",
     "plot_weighted_gradient_share",
 ]
