@@ -120,7 +120,7 @@ def run_study(
             n_images=2 * min(n_images // 2, *counts),
             epochs=epochs,
             width=width,
-            **ARMS[arm],  # type: ignore[arg-type]  # each of its own type, which pydantic checks
+            **ARMS[arm],
         )
         for seed, arm, log2_ratio in product(range(seeds), chosen, log2_ratios)
     ]

@@ -108,7 +108,8 @@ def separable_points(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         Points, shape (n, 2), none closer than `GAP` to the vertical axis; labels 0 (left) and 1.
     """
     rng = np.random.default_rng(seed)
-    left, right = [], []
+    left: list[np.ndarray] = []
+    right: list[np.ndarray] = []
     while len(left) < n // 2 or len(right) < n - n // 2:
         draws = rng.normal(size=(n, 2))
         left += [p for p in draws * (0.6, 1.4) + (-1.6, -0.8) if p[0] < -GAP]
