@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from dynamics.statistics import Estimate, equivalence, hierarchical_bootstrap, mean_over_seeds
-from dynamics.traces import Run, Study
 
 LIMIT = 4.0
 """Largest |log2 ratio| that the slope and the spread are over: 1:16 to 16:1."""
@@ -91,29 +90,31 @@ def effect_sizes(fractions: pd.DataFrame, *, limit: float = LIMIT) -> pd.DataFra
     return found[[*keys, "slope", "stderr", "spread", "n_ratios"]]
 
 
-def effect_over_seeds(effects: pd.DataFrame) -> pd.DataFrame:
-    """Mean effect over seeds in each epoch.
+def mean_curves(table: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
+    """Mean of a quantity over seeds, curve by curve.
 
     Args:
-        effects: What `effect_sizes` returned.
+        table: A row per seed and point of a curve.
+        keys: Columns that tell the curves and their points apart, such as arm, set and epoch.
+        column: The quantity.
 
     Returns:
-        One row per arm, set and epoch: `value, low, high` (Student's 95 % interval over seeds,
-        missing for one seed), `n` seeds.
+        One row per combination of `keys`: `value, low, high` (Student's 95 % interval over seeds,
+        missing for one seed) and `n` seeds.
     """
     records = []
-    for (arm, name, epoch), rows in effects.groupby(["arm", "set", "epoch"], sort=False):
-        mean = mean_over_seeds(rows["slope"].to_numpy())
-        record = {"arm": arm, "set": name, "epoch": epoch, "value": mean.value}
-        records.append(record | {"low": mean.low, "high": mean.high, "n": mean.n})
-    return pd.DataFrame(records, columns=["arm", "set", "epoch", "value", "low", "high", "n"])
+    for of, values in table.dropna(subset=[column]).groupby(keys, sort=False)[column]:
+        mean = mean_over_seeds(values.to_numpy())
+        found = {"value": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
+        records.append(dict(zip(keys, of, strict=True)) | found)
+    return pd.DataFrame(records, columns=[*keys, "value", "low", "high", "n"])
 
 
 def measure_dissipation(effects: pd.DataFrame, *, draws: int = 300, seed: int = 0) -> Dissipation:
     """How the effect of one arm on one set went from the first epoch to the last.
 
     Ratios, half-life and asymptote are of the mean curve over seeds; their intervals are from a
-    bootstrap over seeds, the half-life's on the log scale.
+    bootstrap over seeds, the half-life's on the log scale; with one seed there are none.
 
     Args:
         effects: Rows of `effect_sizes` of one arm and set.
@@ -138,6 +139,9 @@ def measure_dissipation(effects: pd.DataFrame, *, draws: int = 300, seed: int = 
     fit = DecayFit(epochs)
 
     def estimate(statistic: Callable[[np.ndarray], float], of: np.ndarray = curves) -> Estimate:
+        if len(of) == 1:
+            nan, value = float("nan"), float(statistic(of[0]))
+            return Estimate(value, nan, nan, 1, "one seed, no interval")
         return hierarchical_bootstrap(
             lambda chosen: statistic(np.mean(chosen, axis=0)), list(of), draws=draws, seed=seed
         )
@@ -274,83 +278,3 @@ def stop_early(fractions: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
     rows = fractions[fractions["arm"] == "none"].merge(stops, on="run")
     rows = rows[rows["epoch"] == rows["stopped_at"]]
     return rows.assign(arm="early stopping", epoch=0)
-
-
-def predicted_fractions(study: Study) -> pd.DataFrame:
-    """Fractions of each evaluation set assigned to the first class, in the runs that have ended.
-
-    Args:
-        study: A study named weight-ratio.
-
-    Returns:
-        Columns `run, arm, log2_ratio, seed, epoch` (−1 before training), `set, frac, n`.
-    """
-
-    def read(run: Run) -> pd.DataFrame:
-        rows = run.scalars("predicted_frac")
-        rows = rows[rows["block"].str.endswith(": class 0")]
-        names = rows["block"].str.removesuffix(": class 0")
-        table = pd.DataFrame({"epoch": rows["epoch"], "set": names, "frac": rows["value"]})
-        return table.assign(n=rows["n"])
-
-    return _of_each_run(study, "images", read)
-
-
-def held_out_losses(study: Study) -> pd.DataFrame:
-    """Weighted losses on held-out data, and accuracies, in the runs that have ended.
-
-    Args:
-        study: A study named weight-ratio.
-
-    Returns:
-        Columns `run, arm, log2_ratio, seed, epoch, loss, held_out_accuracy, train_accuracy` (not in
-        every epoch).
-    """
-
-    def read(run: Run) -> pd.DataFrame:
-        rows = run.scalars()
-        rows = rows.assign(what=rows["name"] + " " + rows["block"].astype(str))
-        names = {
-            "weighted_loss held-out": "loss",
-            "accuracy held-out": "held_out_accuracy",
-            "accuracy train": "train_accuracy",
-        }
-        rows = rows[rows["what"].isin(names)]
-        table = rows.pivot(index="epoch", columns="what", values="value").rename(columns=names)
-        return table.reset_index()
-
-    return _of_each_run(study, "images", read)
-
-
-def plane_angles(study: Study) -> pd.DataFrame:
-    """Directions on the separable plane against the one of the largest margin.
-
-    Args:
-        study: A study named weight-ratio.
-
-    Returns:
-        Columns `run, arm` (linear or MLP), `log2_ratio, seed, step, angle` (degrees), `frac` (of a
-        grid that is assigned to the first class).
-    """
-
-    def read(run: Run) -> pd.DataFrame:
-        rows = run.scalars()
-        table = rows.pivot(index="step", columns="name", values="value").reset_index()
-        return table.rename(columns={"predicted_frac": "frac"})[["step", "angle", "frac"]]
-
-    return _of_each_run(study, "plane", read)
-
-
-def _of_each_run(study: Study, problem: str, read: Callable[[Run], pd.DataFrame]) -> pd.DataFrame:
-    """Tables of a problem's runs under each other, with the levels of their factors."""
-    tables = []
-    for run in study.runs:
-        if run.ended_cleanly and run.config.get("problem") == problem:
-            table = read(run)
-            levels = {"run": run.name}
-            levels |= {key: run.config[key] for key in ("arm", "log2_ratio", "seed")}
-            for place, (key, level) in enumerate(levels.items()):
-                table.insert(place, key, level)
-            tables.append(table)
-    columns = ["run", "arm", "log2_ratio", "seed"]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
