@@ -170,10 +170,9 @@ class DecayFit:
 
     def __init__(self, epochs: np.ndarray) -> None:
         self._log_lives = np.linspace(np.log(0.5), np.log(2 * np.ptp(epochs) + 1), 60)
-        since = epochs - epochs[0]
-        decays = 2.0 ** (-since / np.exp(self._log_lives)[:, None])
+        self._since = epochs - epochs[0]
+        decays = 2.0 ** (-self._since / np.exp(self._log_lives)[:, None])
         self._decays = decays - decays.mean(1, keepdims=True)
-        self._means = decays.mean(1)
         self._squares = (self._decays**2).sum(1)
 
     def __call__(self, curve: np.ndarray) -> tuple[float, float]:
@@ -194,8 +193,11 @@ class DecayFit:
         before, at, after = gain[best - 1 : best + 2]
         shift = (before - after) / (2 * (before - 2 * at + after))
         step = self._log_lives[1] - self._log_lives[0]
-        log_life = self._log_lives[best] + shift * step
-        return float(np.exp(log_life)), float(curve.mean() - falls[best] * self._means[best])
+        life = np.exp(self._log_lives[best] + shift * step)
+        decay = 2.0 ** (-self._since / life)
+        centred = decay - decay.mean()
+        fall = centred @ curve / (centred @ centred)
+        return float(life), float(curve.mean() - fall * decay.mean())
 
 
 def _late_over_early(curve: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from reports.style import (
     BLUE,
@@ -125,7 +126,8 @@ def plot_weight_reach(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
 def plot_margin_angle(table: pd.DataFrame, axes: np.ndarray) -> np.ndarray:
     """Angle to the direction of the largest margin over steps, an axes per model, by weight ratio.
 
-    Look at whether every ratio's line falls, and at how slowly: both axes are logarithmic.
+    Look at whether every ratio's line falls, and at how slowly: both axes are logarithmic. Seeds
+    differ in their points, so intervals are in the table.
 
     Args:
         table: `mean_curves` of `plane_angles` by arm, log2_ratio and step.
@@ -218,14 +220,18 @@ def _small_multiples(
             continue
         rows = table[table["arm"] == arms[place]]
         log_axis(ax, "x")
+        ax.tick_params(labelbottom=True)
+        if x == "step":  # too many decades for ticks in between
+            ax.xaxis.set_major_locator(LogLocator())
         ax.set(title=arms[place], xlabel="epochs trained" if x == "epoch" else "steps", ylim=ylim)
         ends = []
         for name, colour in lines(rows).items():
-            line = rows[rows["line"] == name].sort_values(x)
+            line = rows[(rows["line"] == name) & (rows[x] >= 0)].sort_values(x)
             at = line[x].to_numpy(dtype=float) + (x == "epoch")
             value = line["value"].to_numpy()
             ax.plot(at, value, color=colour, linewidth=1.3)
-            band(ax, at, line["low"].to_numpy(), line["high"].to_numpy(), colour, 0.12)
+            if x == "epoch":
+                band(ax, at, line["low"].to_numpy(), line["high"].to_numpy(), colour, 0.12)
             ends.append((float(at[-1]), float(value[-1]), name, colour))
         label_lines(ax, ends)
 

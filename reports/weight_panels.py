@@ -119,6 +119,7 @@ def reach_panel(found: WeightEvidence) -> Panel:
 def plane_panel(found: WeightEvidence) -> Panel:
     """Angles to the largest margin on the plane."""
     table = mean_curves(found.angles, ["arm", "log2_ratio", "step"], "angle")
+    table = table.sort_values("arm", ascending=False, kind="stable")  # linear first
     return _panel(
         "margin_angle",
         "Separable plane: angle to the direction of the largest margin",
@@ -145,7 +146,8 @@ def arm_table(found: WeightEvidence) -> PageTable:
         f"Effect: log-odds per doubling of the ratio; early is the mean of the first {EARLY} "
         f"epochs, late of the last {LATE}. Half-life in epochs, a dash where the effect does not "
         "fall. Spread: largest minus smallest fraction over the ratios, late over early. "
-        "Intervals are 95 %, over seeds. Accuracies: last epoch, mean over runs. All within 1:16 to 16:1."
+        "Intervals are 95 %, over seeds. Accuracies: last epoch, mean over runs. All of it is over "
+        "ratios 1:16 to 16:1."
     )
     header = ["arm", "inputs", "seeds", "early effect", "late effect", "half-life", "asymptote"]
     return PageTable(
