@@ -162,7 +162,8 @@ def equivalence_table(found: WeightEvidence) -> PageTable:
         first = row["first_epoch"]
         texts = [row["arm"], row["set"], name_ratio(row["log2_ratio"]), str(row["n"])]
         texts += [f"{first + 1:.0f}" if isfinite(first) else "never"]
-        texts += [f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"]
+        interval = f" ({row['low']:+.3f} to {row['high']:+.3f})" if isfinite(row["low"]) else ""
+        texts += [f"{row['difference']:+.3f}{interval}"]
         rows.append([Cell(text) for text in texts])
     note = (
         f"Two one-sided t-tests at 5 % in every epoch that fractions differ by less than {MARGIN} "

@@ -163,9 +163,9 @@ def _judge_arm(arm: str, course: Dissipation, found: WeightEvidence) -> str:
     rows = found.equivalent
     if not rows.empty:
         rows = rows[(rows["arm"] == arm) & (rows["set"] == IN_CLASS)]
-        for row in rows.dropna(subset=["first_epoch"]).itertuples():
-            text += f"; {name_ratio(row.log2_ratio)} predicts like 1:1 from epoch "
-            text += f"{row.first_epoch + 1:.0f} on"
+        known = rows.dropna(subset=["first_epoch"])
+        for ratio, first in zip(known["log2_ratio"], known["first_epoch"], strict=True):
+            text += f"; {name_ratio(ratio)} predicts like 1:1 from epoch {first + 1:.0f} on"
     return text + "."
 
 
