@@ -5,6 +5,7 @@ import pandas as pd
 from dynamics.dissipation import (
     EARLY,
     LATE,
+    LIMIT,
     PATIENCE,
     Dissipation,
     effect_sizes,
@@ -128,7 +129,8 @@ def _judge(found: WeightEvidence) -> list[str]:
     stopped = mean_curves(effect_sizes(found.stops), ["arm", "set", "epoch"], "slope")
     stopped = stopped[stopped["set"] == IN_CLASS]
     if len(stopped):
-        row, stops = stopped.iloc[0], found.stops["stopped_at"] + 1
+        within = found.stops["log2_ratio"].abs() <= LIMIT
+        row, stops = stopped.iloc[0], found.stops.loc[within, "stopped_at"] + 1
         sentences.append(
             f"Early stopping keeps an effect of {row['value']:.2f} ({row['low']:.2f} to "
             f"{row['high']:.2f}) per doubling: the runs without regularisation would have stopped "
