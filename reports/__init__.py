@@ -31,6 +31,14 @@ from reports.study_figures import (
     plot_fall,
     plot_fisher_runs,
 )
+from reports.weight_figures import (
+    plot_effect_size,
+    plot_gradient_share,
+    plot_margin_angle,
+    plot_predicted_first,
+    plot_weight_reach,
+    plot_weighting,
+)
 from reports.write_report import write_report
 
 __all__ = [
@@ -40,22 +48,28 @@ __all__ = [
     "plot_accuracy",
     "plot_data_map",
     "plot_detection_auc",
+    "plot_effect_size",
     "plot_fall",
     "plot_fisher_runs",
     "plot_fisher_share",
     "plot_fisher_trace",
     "plot_grad_norm",
+    "plot_gradient_share",
     "plot_importance_gain",
     "plot_label_precision",
     "plot_left_out_error",
     "plot_loss",
     "plot_loss_mixture",
+    "plot_margin_angle",
     "plot_memorisation",
     "plot_noise_law",
     "plot_posterior_calibration",
+    "plot_predicted_first",
     "plot_predicted_frac",
     "plot_prediction_shares",
     "plot_ratio_estimates",
     "plot_score_agreement",
+    "plot_weight_reach",
     "plot_weighted_gradient_share",
+    "plot_weighting",
 ]

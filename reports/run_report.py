@@ -22,6 +22,7 @@ from dynamics.label_noise import (
 from dynamics.loss_mixture import tabulate_mixture
 from dynamics.summary import count_missing, summarise_epochs, summarise_samples
 from dynamics.traces import Run
+from dynamics.weight_effect import judge_weighting, weighting_over_epochs
 from reports.figures import (
     plot_data_map,
     plot_detection_auc,
@@ -41,6 +42,7 @@ from reports.page import Page, Panel, Section
 from reports.provenance import describe_provenance
 from reports.sample_tables import hardest_table, suspect_table
 from reports.score_panels import score_panels
+from reports.weight_figures import plot_weighting
 
 
 def build_run_report(run: Run, dataset: Dataset | None = None) -> Page:
@@ -63,6 +65,8 @@ def build_run_report(run: Run, dataset: Dataset | None = None) -> Page:
     summary = summarise_samples(run)
     verdict = _judge_labels(fits, epoch, suspects, flipped, auc) or _judge_learning(summary)
     verdict += _judge_curves(scalars)
+    weighting = weighting_over_epochs(run)
+    verdict += _judge_weighting(weighting)
     hardest = rank_hardest(summary)
     tables = [] if hardest is None else [hardest_table(summary, hardest, dataset)]
     if suspects is not None and epoch is not None:
@@ -83,6 +87,7 @@ def build_run_report(run: Run, dataset: Dataset | None = None) -> Page:
         sections=[
             Section("Samples", name_columns(run, panels)),
             Section("Network", name_columns(run, _scalar_panels(scalars))),
+            *([] if weighting.empty else [Section("Weights", [_weighting_panel(weighting)])]),
         ],
         tables=tables,
         provenance=describe_provenance(run),
@@ -156,6 +161,50 @@ def _judge_curves(scalars: pd.DataFrame) -> list[str]:
     if len(fisher) > 2:
         sentences.append(f"The Fisher trace {_tell_fisher(describe_curve(fisher))}")
     return sentences
+
+
+def _judge_weighting(weighting: pd.DataFrame) -> list[str]:
+    found = judge_weighting(weighting)
+    if found is None:
+        return []
+    text = (
+        f"The samples with a weight above the mean hold {found.weight_share:.0%} of the weight; "
+        f"the effective sample size is {found.effective_sample_size:,.0f} of {found.n:,}."
+    )
+    if isfinite(found.gradient_share.value):
+        share = found.gradient_share
+        text += (
+            f" They hold {share.value:.0%} of the weighted gradient in the last epoch (95 % "
+            f"interval {share.low:.0%} to {share.high:.0%})."
+        )
+    if not isfinite(found.in_reach.value):
+        return [text]
+    reach = found.in_reach
+    text += (
+        f" {reach.value:.1%} of the samples ({reach.low:.1%} to {reach.high:.1%}) have a margin "
+        "that the weights could overturn: "
+    )
+    if found.stopped_from is None:
+        return [text + "the weights still matter."]
+    return [
+        text + f"from epoch {found.stopped_from} on, the weights have stopped mattering on the "
+        "training set."
+    ]
+
+
+def _weighting_panel(weighting: pd.DataFrame) -> Panel:
+    caption = (
+        "In reach are samples whose margin is below the log of the weight ratio, which the weights "
+        "could turn; at 0, they no longer matter on the training set. A share of the gradient "
+        "near one half is no sign of that: groups come to pull equally at any optimum."
+    )
+    return Panel(
+        "weighting",
+        "What the weights still do",
+        caption,
+        lambda ax: plot_weighting(weighting, ax=ax),
+        {"weighting": weighting},
+    )
 
 
 def _tell_fisher(curve: CurveShape) -> str:

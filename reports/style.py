@@ -89,14 +89,14 @@ def new_axes(ax: Axes | None) -> Axes:
         return Figure().add_subplot()
 
 
-Plot = TypeVar("Plot", bound=Callable[..., Axes])
+Plot = TypeVar("Plot", bound=Callable[..., Any])
 
 
 def in_house_style(plot: Plot) -> Plot:
     """Let a plot function draw in the house style wherever it is called from."""
 
     @functools.wraps(plot)
-    def styled(*args: Any, **kwargs: Any) -> Axes:
+    def styled(*args: Any, **kwargs: Any) -> Any:
         with house_style():
             return plot(*args, **kwargs)
 

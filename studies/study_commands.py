@@ -41,6 +41,7 @@ def register(app: typer.Typer) -> None:
     study_app = typer.Typer(help="Run a controlled experiment and report it.", no_args_is_help=True)
     study_app.command("noise-ratio")(study_noise_ratio)
     study_app.command("fisher-trace")(study_fisher_trace)
+    study_app.command("weight-ratio")(study_weight_ratio)
     app.add_typer(study_app, name="study")
 
 
@@ -137,6 +138,93 @@ def study_fisher_trace(
         report = write_report(study, out / "report.html", figures=out / "figures")
         _print_plasticity(study)
         typer.echo(report.resolve())
+
+
+def study_weight_ratio(
+    out: Annotated[Path, typer.Option(help="Folder of the study; finished runs are kept.")],
+    data: Annotated[
+        str, typer.Option(help="digits, a folder of idx .gz files, or an .npz.")
+    ] = "digits",
+    pair: Annotated[
+        str, typer.Option(help="The two classes; 2,4 is pullover and coat in Fashion-MNIST.")
+    ] = "3,8",
+    arm: Annotated[
+        list[str],
+        typer.Option(
+            help="none, L2 0.001, L2 0.01, dropout, batch norm, subsampling, or all; repeatable. "
+            "Early stopping is read off the runs of none."
+        ),
+    ] = ["none", "L2 0.01", "dropout", "subsampling"],  # noqa: B006 (typer's way)
+    ratios: Annotated[
+        str, typer.Option(help="Weight ratios, first class to second, separated by commas.")
+    ] = "1:256,1:16,1:1,16:1,256:1",
+    seeds: Annotated[int, typer.Option(help="Runs per combination.", min=1)] = 3,
+    n_images: Annotated[int, typer.Option(help="Images trained on, half a class.", min=20)] = 2000,
+    epochs: Annotated[int, typer.Option(help="Epochs of each run.", min=1)] = 150,
+    width: Annotated[int, typer.Option(help="Channels of the first convolution.", min=1)] = 32,
+    plane: Annotated[
+        bool, typer.Option(help="Also a separable plane, where the limit is known.")
+    ] = True,
+    quick: Annotated[
+        bool, typer.Option(help="Two minutes on digits: two arms, 1:16 to 16:1, two seeds.")
+    ] = False,
+) -> None:
+    """Whether importance weights still matter once a network fits its data (Byrd & Lipton, 2019).
+
+    Trains a small CNN on two classes whose weights are in a ratio, at a fixed rate, and measures
+    after every epoch which class it assigns in-class test images, other images and noise to. Stop
+    it at any time: a second call goes on where the first one stopped.
+    """
+    with explained():
+        from dynamics import open_study
+        from reports import write_report
+        from studies.weight_ratio import run_study
+        from studies.weight_ratio_plane import run_plane
+
+        if quick:
+            data, pair, arm, ratios = "digits", "3,8", ["none", "L2 0.01"], "1:16,1:1,16:1"
+            seeds, epochs, width = 2, 60, 8
+        levels = _parse_weight_ratios(ratios)
+        run_study(
+            out,
+            data=data,
+            pair=_parse_pair(pair),
+            arms=arm,
+            log2_ratios=levels,
+            seeds=seeds,
+            n_images=n_images,
+            epochs=epochs,
+            width=width,
+        )
+        if plane:
+            run_plane(out, log2_ratios=levels, seeds=seeds, steps=1_000 if quick else 10_000)
+        study = open_study(out)
+        report = write_report(study, out / "report.html", figures=out / "figures")
+        typer.echo(report.resolve())
+
+
+def _parse_pair(text: str) -> tuple[int, int]:
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        fail(f"--pair takes two classes, such as 2,4, but got {text!r}.")
+    return int(parts[0]), int(parts[1])
+
+
+def _parse_weight_ratios(text: str) -> list[float]:
+    """Logarithms to base 2 of ratios such as 16:1."""
+    from math import isfinite, log2
+
+    try:
+        sides = [[float(side) for side in part.split(":")] for part in text.split(",")]
+        found = sorted({log2(first / second) for first, second in sides})
+    except (ValueError, ZeroDivisionError):
+        found = []
+    if not found or not all(isfinite(x) and abs(x) <= 16 for x in found):
+        fail(
+            "--ratios takes weight ratios up to 65536:1, separated by commas, such as "
+            f"1:16,1:1,16:1, but got {text!r}."
+        )
+    return found
 
 
 def _parse_ratios(text: str) -> list[float]:

@@ -24,22 +24,35 @@ def build_mlp(n_inputs: int, hidden: Sequence[int], n_classes: int) -> nn.Sequen
 
 
 class SmallCNN(nn.Module):
-    """Two convolutions with pooling, one hidden layer; no batch normalisation.
+    """Two convolutions with pooling, one hidden layer; no batch normalisation unless asked for.
 
     Args:
         in_channels: 1 for grey images, 3 for colour.
         image_size: Height and width, divisible by 4.
         n_classes: Number of outputs.
         width: Channels of the first convolution; the second has twice as many.
+        dropout: Share of the hidden layer's outputs that is dropped in training.
+        batch_norm: Normalise the outputs of both convolutions over the batch.
     """
 
-    def __init__(self, in_channels: int, image_size: int, n_classes: int, width: int = 32) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        image_size: int,
+        n_classes: int,
+        width: int = 32,
+        *,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, padding=1),
+            *([nn.BatchNorm2d(width)] if batch_norm else []),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(2),
             nn.Conv2d(width, 2 * width, 3, padding=1),
+            *([nn.BatchNorm2d(2 * width)] if batch_norm else []),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(2),
         )
@@ -47,6 +60,7 @@ class SmallCNN(nn.Module):
             nn.Flatten(),
             nn.Linear(2 * width * (image_size // 4) ** 2, 4 * width),
             nn.ReLU(inplace=True),
+            *([nn.Dropout(dropout)] if dropout else []),
             nn.Linear(4 * width, n_classes),
         )
 
