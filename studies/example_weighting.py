@@ -1,4 +1,4 @@
-"""Study `example-weighting`: what schemes do to the pull of clean, noisy and rare samples, and when.
+"""Study `example-weighting`: what schemes do to the pull of clean, noisy and rare samples.
 
 Two tasks. `noise`: all classes, a share of the labels wrong; does a scheme keep wrong labels from
 being memorised? `imbalance`: two classes, the first outnumbered by the given ratio; does a scheme
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from time import thread_time
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 
 from probes import OutputGradNorm, Recorder, SampleLoss
 from studies.lab.corruption import corrupt_labels
@@ -114,17 +114,17 @@ def _check_levels(task: Task, levels: Sequence[float]) -> None:
             )
 
 
-def _settings(data: str, task: Task, n_images: int, epochs: int) -> dict[str, int]:
-    """What depends on the data: how many images there are, and the network of each task."""
+def _settings(data: str, task: Task, n_images: int, epochs: int) -> dict[str, Any]:
+    """What depends on the task and on the size of the images."""
     labels = load_dataset(data).y_train
     is_large = load_dataset(data).x_train.shape[1] >= 28
     if task == "noise":
-        n_validation = 100
-        n_images = min(n_images, len(labels) - n_validation)
-        return {"n_images": n_images, "n_validation": n_validation, "epochs": epochs}
+        n_images = min(n_images, len(labels) - 100)
+        settings = {"lr": 0.02} if is_large else {"lr": 0.05, "batch_size": 32}
+        return {"n_images": n_images, "epochs": epochs, **settings}
     n_images = min(n_images, int((labels == PAIR[1]).sum()) - 5)
-    width = 8 if is_large else 0
-    return {"n_images": n_images, "n_validation": 10, "epochs": epochs, "width": width}
+    settings = {"width": 8, "lr": 0.002, "batch_size": 100} if is_large else {"batch_size": 20}
+    return {"n_images": n_images, "n_validation": 10, "epochs": epochs, **settings}
 
 
 @dataclass(frozen=True)
@@ -196,11 +196,11 @@ def _pick_pair(
     common = free[labels[free] == PAIR[1]][: config.n_images - n_rare]
     chosen = np.concatenate([rare, common])
     tested = np.flatnonzero(np.isin(test.labels.numpy(), PAIR))
-    as_binary = [
+    learned, kept, asked = (
         part.relabelled((part.labels.numpy() == PAIR[1]).astype(np.int64))
         for part in (train.take(chosen), train.take(order[held]), test.take(tested))
-    ]
-    return Material(*as_binary, chosen, as_binary[0].labels.numpy(), 2)
+    )
+    return Material(learned, kept, asked, chosen, learned.labels.numpy(), 2)
 
 
 def _balanced(labels: np.ndarray, n: int, n_classes: int) -> np.ndarray:
@@ -269,18 +269,25 @@ def run_one(out: Path, config: WeightingConfig) -> None:
             scheme,
             recorder,
             sample_ids=torch.as_tensor(material.rows),
-            after_epoch=lambda epoch: _evaluate(recorder, model, material),
+            after_epoch=lambda epoch: _evaluate(recorder, model, material, scheme.corrected()),
             title=config.run_name,
         )
 
 
-def _evaluate(recorder: Recorder, model: nn.Module, material: Material) -> None:
+def _evaluate(
+    recorder: Recorder, model: nn.Module, material: Material, corrected: Tensor | None
+) -> None:
     """Record accuracies on the test set, in all and by class, and on the training set."""
     predicted, labels = predict(model, material.test), material.test.labels
     record_accuracy(recorder, "test", predicted, labels)
     if material.n_classes == 2:
         rare = labels == 0
         record_accuracy(recorder, "test, rare class", predicted[rare], labels[rare])
-    seen = predict(model, material.train)
+    seen, true = predict(model, material.train), torch.as_tensor(material.true)
     record_accuracy(recorder, "train, given labels", seen, material.train.labels)
-    record_accuracy(recorder, "train, true labels", seen, torch.as_tensor(material.true))
+    record_accuracy(recorder, "train, true labels", seen, true)
+    if corrected is not None:
+        known = corrected >= 0
+        recorder.record("corrected_fraction", known.double().mean().item(), n=len(known))
+        if known.any():
+            record_accuracy(recorder, "corrected labels", corrected[known], true[known])

@@ -100,7 +100,7 @@ def dm_emphasis(p: Tensor, mode: float, variance: float) -> Tensor:
 
 
 def against_the_rest(view: StepView) -> Tensor:
-    """log Σ_{j≠y} exp z_j − z_y: its gradient at the logits has L1 norm 2 whatever the logits.
+    """Loss log Σ_{j≠y} exp z_j − z_y, whose gradient at any logits has L1 norm 2.
 
     Args:
         view: The step.

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp
+from torch.func import functional_call, grad
 
 from studies.lab.data import TensorData
 from studies.weighting.scheme import Scheme, Setup, StepView, to_mean_one
@@ -15,11 +15,10 @@ def reweight(setup: Setup) -> Scheme:
     """Each sample of a step counts w_i ∝ max(u_i, 0), u_i = ∇ℓ_i · ∇L_val.
 
     u_i = −∂/∂ε_i L_val(θ − Σ_j ε_j ∇ℓ_j) at ε = 0, so it is the gradient alignment with the clean
-    validation images exactly, and no step need be taken, nor differentiated through: one gradient
-    of L_val, and one directional derivative of all ℓ_i along it.
+    validation images exactly, and no step need be taken.
 
-    Cost: a forward and backward pass over the validation images, and a forward pass with tangents
-    over the batch.
+    Cost: a forward and backward pass over the validation images, and over the batch a forward pass,
+    a backward pass, and one through that.
 
     Args:
         setup: What is trained on, and the validation images.
@@ -56,7 +55,10 @@ def parameters_of(model: nn.Module) -> Parameters:
 def alignment(
     network: nn.Module, theta: Parameters, batch: TensorData, direction: Parameters
 ) -> Tensor:
-    """∇ℓ_i(θ) · v for every sample of a batch, by one forward pass with tangents.
+    """∇ℓ_i(θ) · v for every sample of a batch, by a backward pass through a backward pass.
+
+    Σ_i c_i ∇ℓ_i is linear in c, and its derivative along v is what is asked for. (One pass with
+    forward-mode tangents gives the same; torch warns of its own deprecated parts there.)
 
     Args:
         network: A network of that build; its own parameters are not looked at.
@@ -67,8 +69,12 @@ def alignment(
     Returns:
         Shape (N,).
     """
-    _, tangent = jvp(lambda p: _losses(network, p, batch), (theta,), (direction,))
-    return torch.as_tensor(tangent)
+    leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
+    ones = torch.ones(len(batch), requires_grad=True)
+    losses = _losses(network, leaves, batch)
+    summed = torch.autograd.grad(losses, list(leaves.values()), ones, create_graph=True)
+    (dots,) = torch.autograd.grad(summed, ones, [direction[name] for name in leaves])
+    return dots
 
 
 def validation_gradient(

@@ -138,6 +138,8 @@ class Scheme:
         batches: From the network to the rows of an epoch's batches, drawn as training goes on;
             `shuffled` by default.
         before_epoch: Called with each epoch's index and the network before it begins.
+        corrected: The labels that the scheme has put in the place of the given ones so far, shape
+            (N_train,), −1 where it has not; None for a scheme that corrects none for good.
         has_repeats: Whether a batch may hold a sample more than once.
     """
 
@@ -146,6 +148,7 @@ class Scheme:
     images: Callable[[Tensor], Tensor] = lambda images: images
     batches: Callable[[nn.Module], Iterator[Tensor]] | None = None
     before_epoch: Callable[[int, nn.Module], None] = lambda epoch, model: None
+    corrected: Callable[[], Tensor | None] = lambda: None
     has_repeats: bool = False
 
 

@@ -30,7 +30,7 @@ def selfie(setup: Setup) -> Scheme:
         Song, Kim and Lee, ICML 2019, Sec. 3.
     """
     state = Selfie(setup)
-    return Scheme(state.weights, state.losses)
+    return Scheme(state.weights, state.losses, corrected=lambda: state.refurbished)
 
 
 class Selfie:
