@@ -20,6 +20,13 @@ from reports.study_figures import (
     plot_label_precision,
     plot_noise_law,
 )
+from reports.weighting_figures import (
+    plot_best_and_final,
+    plot_imbalance_error,
+    plot_pull_share,
+    plot_scheme_accuracy,
+    plot_scheme_cost,
+)
 from reports.write_report import write_report
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "write_report",
     # figures
     "plot_accuracy",
+    "plot_best_and_final",
     "plot_data_map",
     "plot_detection_auc",
     "plot_fall",
@@ -34,10 +42,14 @@ __all__ = [
     "plot_fisher_share",
     "plot_fisher_trace",
     "plot_grad_norm",
+    "plot_imbalance_error",
     "plot_label_precision",
     "plot_loss",
     "plot_loss_mixture",
     "plot_noise_law",
     "plot_predicted_frac",
+    "plot_pull_share",
+    "plot_scheme_accuracy",
+    "plot_scheme_cost",
     "plot_weighted_gradient_share",
 ]

@@ -11,12 +11,14 @@ from reports.fisher_report import build_fisher_report
 from reports.noise_report import build_noise_report
 from reports.page import Page
 from reports.run_report import build_run_report
+from reports.weighting_report import build_weighting_report
 
 MAX_BYTES = 2_000_000
 
 STUDY_REPORTS: dict[str, Callable[[Study], Page]] = {
     "noise-ratio": build_noise_report,
     "fisher-trace": build_fisher_report,
+    "example-weighting": build_weighting_report,
 }
 """What lays out the report of each kind of study, by its name."""
 

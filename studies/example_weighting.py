@@ -104,6 +104,19 @@ def run_study(
     run_sweep(out, NAME, configs, ["task", "level", "scheme", "seed"], run_one)
 
 
+def run_quickly(out: Path) -> None:
+    """Both tasks on digits, with one scheme of each kind and two seeds.
+
+    Args:
+        out: Folder of the study.
+    """
+    schemes = ["uniform", "random", "dm", "selfie", "bootstrap-hard", "co-teaching", "reweight"]
+    told: dict[str, Any] = {"data": "digits", "seeds": range(2), "n_images": 1000, "epochs": 20}
+    run_study(out, task="noise", levels=[0.4], schemes=schemes, **told)
+    schemes = ["uniform", "random", "class-ratio", "reweight"]
+    run_study(out, task="imbalance", levels=[20], schemes=schemes, **told)
+
+
 def _check_levels(task: Task, levels: Sequence[float]) -> None:
     for level in levels:
         if task == "noise" and not 0 <= level < 1:
