@@ -171,6 +171,7 @@ def plot_imbalance_error(summary: pd.DataFrame, *, ax: Axes | None = None) -> Ax
         ylabel="share predicted wrong, 95 % interval",
         ylim=(0, 0.6),
         xticks=sorted(summary["level"].unique()),
+        xlim=(summary["level"].min() / 1.6, summary["level"].max() * 1.6),
     )
     ax.legend(loc="upper left", fontsize=8)
     return ax
@@ -197,7 +198,7 @@ def _plot_schemes(table: pd.DataFrame, ax: Axes) -> Axes:
                 band(ax, epochs, rows["low"].to_numpy(), rows["high"].to_numpy(), colour, 0.12)
     n_others = len(schemes) - len(ends)
     if n_others:
-        ax.plot([], [], color=_CONTEXT, linewidth=0.8, label=f"{n_others} others")
+        ax.plot([], [], color=_CONTEXT, linewidth=0.8, label=f"other schemes: {n_others}")
         ax.legend(loc="best", fontsize=8)
     spread = table["value"].max() - table["value"].min()
     margin = max(0.08 * spread, 0.01)

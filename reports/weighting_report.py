@@ -289,7 +289,8 @@ def _table(task: Hashable, summary: pd.DataFrame) -> PageTable:
     note = (
         "Means over seeds with Student’s 95 % interval; differences are paired by seed. The AUC of "
         "the loss is that of 1 − p_true of the given label against wrong labels; that of the "
-        "weight is of a sample’s mean weight in the second half of training, for right or rare labels."
+        "weight is of a sample’s mean weight in the second half of training, for right or rare "
+        "labels."
     )
     return PageTable(
         f"Schemes: {task}",
