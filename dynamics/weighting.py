@@ -25,6 +25,7 @@ MEASURES = {
     "best": "best test accuracy over epochs",
     "final": "test accuracy after the last epoch",
     "drop": "best minus final",
+    "fit": "accuracy on the training set's given labels after the last epoch",
     "rare_final": "test accuracy on the rare class after the last epoch",
     "peak_auc": "best AUC over epochs of 1 − p_true against wrong labels",
     "final_auc": "the same in the last epoch",
@@ -190,6 +191,8 @@ def _measure(run: Run) -> dict[str, object]:
     record |= {name: run.config[name] for name in _FACTORS}
     record |= {"epochs": len(test), "best_epoch": test.idxmax()}
     record |= {"best": test.max(), "final": test.iloc[-1], "drop": test.max() - test.iloc[-1]}
+    fit = accuracy["value"][accuracy["block"] == "train, given labels"]
+    record |= {"fit": fit.iloc[-1] if len(fit) else np.nan}
     record |= {"rare_final": rare.iloc[-1] if len(rare) else np.nan}
     record |= {"seconds": prepared + (steps["value"] * steps["n"]).sum()}
     return record | _detection(run)

@@ -162,7 +162,8 @@ PUBLIC = {
     reports: "write_report plot_accuracy plot_best_and_final plot_data_map plot_detection_auc "
     "plot_fall plot_fisher_runs plot_fisher_share plot_fisher_trace plot_grad_norm "
     "plot_imbalance_error plot_label_precision plot_loss plot_loss_mixture plot_noise_law "
-    "plot_predicted_frac plot_pull_share plot_scheme_accuracy plot_scheme_cost plot_weighted_gradient_share",
+    "plot_predicted_frac plot_pull_share plot_scheme_accuracy plot_scheme_cost "
+    "plot_weighted_gradient_share",
 }
 
 
