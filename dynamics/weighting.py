@@ -72,14 +72,13 @@ def _presentations(run: Run) -> Iterator[pd.DataFrame]:
 
 def _sum_by_group(rows: pd.DataFrame, groups: pd.Series) -> pd.DataFrame:
     weight = rows["weight"].astype(np.float64)
-    pull = (weight * rows["output_grad_norm"]).where(weight != 0, 0.0)  # no norm at weight 0
     values = pd.DataFrame(
         {
             "epoch": rows["epoch"],
             "group": rows["sample_id"].map(groups),
             "n": 1.0,
             "weight": weight,
-            "pull": pull,
+            "pull": weight * rows["output_grad_norm"],  # missing at weight 0, and left out of sums
             "p_true": rows["p_true"].astype(np.float64),
         }
     )
