@@ -216,7 +216,8 @@ def _caveats(study: Study, table: pd.DataFrame, summary: pd.DataFrame) -> list[s
 
 _WRONG = (
     "What share of the pull on the network wrong labels have. Under plain training it grows as "
-    "right labels are fitted; a scheme that works against noise keeps it low, or turns it round."
+    "right labels are fitted; a scheme that works against noise keeps it low, or turns it round. "
+    "Where labels are corrected (selfie, bootstrap), the pull is towards the corrected ones."
 )
 _RARE = "What share of the pull on the network the rare class has."
 _NO_RUNS = "No run of this task has ended."

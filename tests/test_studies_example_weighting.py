@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from dynamics import open_run, open_study
 from dynamics.weighting import weighting_table
 from studies import example_weighting
+from studies.cli import app
 from studies.example_weighting import WeightingConfig, prepare, run_one, run_study
 from studies.weighting.schemes import SCHEMES
 
@@ -157,3 +159,40 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path, chan
     with pytest.raises(ValueError, match=message):
         run_study(tmp_path / "study", **told | changed)
     assert not (tmp_path / "study").exists()
+
+
+def command(*told):
+    return CliRunner().invoke(app, ["study", "example-weighting", *map(str, told)])
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (["--levels", "many"], "--levels takes numbers separated by commas"),
+        (["--levels", "1.5"], "below 1"),
+        (["--scheme", "guess"], "there are uniform, random"),
+    ],
+)
+def test_the_command_explains_what_it_cannot_run(tmp_path, told, message):
+    result = command("--out", tmp_path / "study", *told)
+    assert result.exit_code == 2
+    assert message in result.output.replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_the_command_runs_reports_and_tells_the_table(tmp_path):
+    told = ["--scheme", "uniform", "--scheme", "gce", "--seeds", 1, "--n-images", 100]
+    result = command("--out", tmp_path, *told, "--epochs", 2)
+    assert result.exit_code == 0, result.output
+    assert "gce" in result.output
+    assert (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_quick_runs_both_tasks_and_corrects_labels_rightly(tmp_path):
+    result = command("--out", tmp_path, "--quick")
+    assert result.exit_code == 0, result.output
+    table = weighting_table(open_study(tmp_path))
+    means = table[table["task"] == "noise"].groupby("scheme")["drop"].mean()
+    assert set(table["task"]) == {"noise", "imbalance"}
+    assert means["uniform"] > means[["dm", "selfie", "bootstrap-hard"]].max()
