@@ -30,6 +30,7 @@ from studies.weighting.schemes import SCHEMES
 from studies.weighting.train import train_weighted
 
 NAME = "example-weighting"
+FACTORS = ["task", "level", "scheme", "seed"]
 PAIR = (4, 9)
 """The two classes of the task imbalance; the first is the rare one."""
 
@@ -62,8 +63,7 @@ class WeightingConfig(BaseModel):
         return f"{self.task}-{self.level:g}-{self.scheme}-seed{self.seed}"
 
 
-def run_study(
-    out: Path,
+def plan_runs(
     *,
     data: str,
     task: Task,
@@ -72,11 +72,10 @@ def run_study(
     seeds: Iterable[int],
     n_images: int,
     epochs: int,
-) -> None:
-    """Run every combination that has not been run yet, seed by seed.
+) -> list[WeightingConfig]:
+    """The runs of a study: every combination, seed by seed.
 
     Args:
-        out: Folder of the study.
         data: What `open_dataset` takes.
         task: What is made hard about the data.
         levels: Noise ratios, or how many of the one class there are for each of the other.
@@ -84,6 +83,9 @@ def run_study(
         seeds: Seeds.
         n_images: Images trained on, at most what there are.
         epochs: Epochs of each run.
+
+    Returns:
+        The configurations.
 
     Raises:
         ValueError: If a task or scheme is unknown, or a level does not fit the task.
@@ -97,24 +99,31 @@ def run_study(
     _check_levels(task, levels)
     chosen = list(SCHEMES) if "all" in schemes else list(dict.fromkeys(schemes))
     settings = _settings(data, task, n_images, epochs)
-    configs = [
+    return [
         WeightingConfig(data=data, task=task, level=level, scheme=scheme, seed=seed, **settings)
         for seed, level, scheme in product(seeds, levels, chosen)
     ]
-    run_sweep(out, NAME, configs, ["task", "level", "scheme", "seed"], run_one)
 
 
-def run_quickly(out: Path) -> None:
-    """Both tasks on digits, with one scheme of each kind and two seeds.
+def run_configs(out: Path, configs: Sequence[WeightingConfig]) -> None:
+    """Run configurations that have not been run yet.
 
     Args:
         out: Folder of the study.
+        configs: The runs.
     """
-    schemes = ["uniform", "random", "dm", "selfie", "bootstrap-hard", "co-teaching", "reweight"]
+    run_sweep(out, NAME, configs, FACTORS, run_one)
+
+
+def plan_quick_runs() -> list[WeightingConfig]:
+    """Both tasks on digits, with one scheme of each kind and two seeds."""
+    noise = ["uniform", "random", "dm", "selfie", "bootstrap-hard", "co-teaching", "reweight"]
+    rare = ["uniform", "random", "class-ratio", "reweight"]
     told: dict[str, Any] = {"data": "digits", "seeds": range(2), "n_images": 1000, "epochs": 20}
-    run_study(out, task="noise", levels=[0.4], schemes=schemes, **told)
-    schemes = ["uniform", "random", "class-ratio", "reweight"]
-    run_study(out, task="imbalance", levels=[20], schemes=schemes, **told)
+    return [
+        *plan_runs(task="noise", levels=[0.4], schemes=noise, **told),
+        *plan_runs(task="imbalance", levels=[20], schemes=rare, **told),
+    ]
 
 
 def _check_levels(task: Task, levels: Sequence[float]) -> None:

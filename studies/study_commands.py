@@ -144,14 +144,13 @@ def study_example_weighting(
     with explained():
         from dynamics import open_study
         from reports import write_report
-        from studies.example_weighting import run_quickly, run_study
+        from studies.example_weighting import plan_quick_runs, plan_runs, run_configs
 
-        if quick:
-            run_quickly(out)
-        else:
-            named = levels or {"noise": "0.4", "imbalance": "10,100,200"}[task.value]
-            run_study(
-                out,
+        named = levels or {"noise": "0.4", "imbalance": "10,100,200"}[task.value]
+        runs = (
+            plan_quick_runs()
+            if quick
+            else plan_runs(
                 data=data,
                 task=task.value,
                 levels=_parse_levels(named),
@@ -160,6 +159,8 @@ def study_example_weighting(
                 n_images=n_images,
                 epochs=epochs,
             )
+        )
+        run_configs(out, runs)
         study = open_study(out)
         report = write_report(study, out / "report.html", figures=out / "figures")
         _print_schemes(study)

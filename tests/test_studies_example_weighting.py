@@ -9,7 +9,14 @@ from dynamics import open_run, open_study
 from dynamics.weighting import weighting_table
 from studies import example_weighting
 from studies.cli import app
-from studies.example_weighting import WeightingConfig, prepare, run_one, run_study
+from studies.example_weighting import (
+    WeightingConfig,
+    plan_quick_runs,
+    plan_runs,
+    prepare,
+    run_configs,
+    run_one,
+)
 from studies.weighting.schemes import SCHEMES
 
 NOISE = {"data": "digits", "task": "noise", "level": 0.4, "seed": 0, "n_images": 200}
@@ -136,8 +143,10 @@ def test_a_study_has_both_tasks_in_one_folder_and_grows(monkeypatch, tmp_path):
     small = {"n_images": 100, "n_validation": 10, "batch_size": 50, "epochs": 1, "hidden": (8,)}
     monkeypatch.setattr(example_weighting, "_settings", lambda *told: small)
     told = {"data": "digits", "n_images": 100, "epochs": 1}
-    run_study(tmp_path, task="noise", levels=[0.4], schemes=["gce", "uniform"], seeds=[0], **told)
-    run_study(tmp_path, task="imbalance", levels=[9], schemes=["uniform"], seeds=[0, 1], **told)
+    noise = plan_runs(task="noise", levels=[0.4], schemes=["gce", "uniform"], seeds=[0], **told)
+    run_configs(tmp_path, noise)
+    rare = plan_runs(task="imbalance", levels=[9], schemes=["uniform"], seeds=[0, 1], **told)
+    run_configs(tmp_path, rare)
     study = open_study(tmp_path)
     assert study.name == "example-weighting"
     assert study.factors["task"] == ["imbalance", "noise"]
@@ -153,12 +162,11 @@ def test_a_study_has_both_tasks_in_one_folder_and_grows(monkeypatch, tmp_path):
         ({"task": "imbalance", "levels": [0.5]}, "1 or more"),
     ],
 )
-def test_what_cannot_be_run_is_refused_before_anything_is_written(tmp_path, changed, message):
+def test_what_cannot_be_run_is_refused_before_anything_is(changed, message):
     told = {"data": "digits", "task": "noise", "levels": [0.4], "schemes": ["uniform"]}
     told |= {"seeds": [0], "n_images": 100, "epochs": 1}
     with pytest.raises(ValueError, match=message):
-        run_study(tmp_path / "study", **told | changed)
-    assert not (tmp_path / "study").exists()
+        plan_runs(**told | changed)
 
 
 def command(*told):
@@ -196,3 +204,11 @@ def test_quick_runs_both_tasks_and_corrects_labels_rightly(tmp_path):
     means = table[table["task"] == "noise"].groupby("scheme")["drop"].mean()
     assert set(table["task"]) == {"noise", "imbalance"}
     assert means["uniform"] > means[["dm", "selfie", "bootstrap-hard"]].max()
+
+
+def test_quick_is_both_tasks_on_digits_with_the_controls():
+    runs = plan_quick_runs()
+    assert len(runs) == 22
+    assert {run.data for run in runs} == {"digits"}
+    for task in ("noise", "imbalance"):
+        assert {"uniform", "random"} < {run.scheme for run in runs if run.task == task}
