@@ -283,7 +283,7 @@ def test_each_network_is_trained_on_the_choice_of_the_other():
     assert weights.sum() == pytest.approx(N)
     small = ours.argsort()[:18]
     grads = torch.autograd.grad(theirs[small].mean(), tuple(peer.parameters()))
-    for updated, p, g in zip(state._peer.parameters(), peer.parameters(), grads, strict=True):
+    for updated, p, g in zip(state.peer.parameters(), peer.parameters(), grads, strict=True):
         torch.testing.assert_close(updated, p - 0.1 * g)
 
 
@@ -401,7 +401,7 @@ def test_mixing_takes_both_images_and_both_labels_in_the_same_shares():
     setup, model = setup_of(), build_model(1)
     state = Bootstrapping(setup, "hard")
     mixed = state.mix_images(setup.data.images)
-    share, partner = state._share, state._partner
+    share, partner = state.share, state.partner
     assert 0.5 <= share < 0.8
     assert sorted(partner.tolist()) == list(range(N))
     expected = share * setup.data.images + (1 - share) * setup.data.images[partner]

@@ -61,8 +61,8 @@ class Bootstrapping:
         self._warm_up = setup.warm_up
         self._rng = np.random.default_rng(setup.recipe.seed)
         self._generator = torch.Generator().manual_seed(setup.recipe.seed)
-        self._share = 1.0
-        self._partner = torch.arange(0)
+        self.share = 1.0
+        self.partner = torch.arange(0)
         self.suspicion = torch.zeros(len(setup.data))
 
     def before_epoch(self, epoch: int, model: nn.Module) -> None:
@@ -112,9 +112,9 @@ class Bootstrapping:
             δ x_p + (1 − δ) x_q with δ ≥ 1/2.
         """
         share = self._rng.beta(_MIXING, _MIXING)
-        self._share = max(share, 1 - share)
-        self._partner = torch.randperm(len(images), generator=self._generator)
-        return self._share * images + (1 - self._share) * images[self._partner]
+        self.share = max(share, 1 - share)
+        self.partner = torch.randperm(len(images), generator=self._generator)
+        return self.share * images + (1 - self.share) * images[self.partner]
 
     def mixed_losses(self, view: StepView) -> Tensor:
         """The bootstrapping loss of mixed images.
@@ -126,8 +126,8 @@ class Bootstrapping:
             Losses, shape (N,).
         """
         own = self._corrected(view, torch.arange(len(view.rows)))
-        partner = self._corrected(view, self._partner)
-        mixed = self._share * own + (1 - self._share) * partner
+        partner = self._corrected(view, self.partner)
+        mixed = self.share * own + (1 - self.share) * partner
         return mixed if view.epoch < self._warm_up else mixed + balance(view.logits)
 
     def _corrected(self, view: StepView, order: Tensor) -> Tensor:

@@ -36,9 +36,9 @@ class CoTeaching:
 
     def __init__(self, setup: Setup, noise_ratio: float, allowed: Tensor | None = None) -> None:
         recipe = setup.recipe
-        self._peer = setup.build_model(recipe.seed + 1000)
+        self.peer = setup.build_model(recipe.seed + 1000)
         self._optimizer = torch.optim.SGD(
-            self._peer.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
+            self.peer.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
         )
         everything = torch.ones(len(setup.data), dtype=torch.bool)
         self._allowed = everything if allowed is None else allowed
@@ -56,7 +56,7 @@ class CoTeaching:
         """
         keep = 1 - self._noise_ratio * min((view.epoch + 1) / self._warm_up, 1)
         allowed = self._allowed[view.rows]
-        theirs = F.cross_entropy(self._peer(view.images), view.labels, reduction="none")
+        theirs = F.cross_entropy(self.peer(view.images), view.labels, reduction="none")
         for_peer = choose_small(view.losses.detach(), keep, allowed)
         for_model = choose_small(theirs.detach(), keep, allowed)
         self._optimizer.zero_grad()
