@@ -39,6 +39,13 @@ from reports.weight_figures import (
     plot_weight_reach,
     plot_weighting,
 )
+from reports.weighting_figures import (
+    plot_best_and_final,
+    plot_imbalance_error,
+    plot_pull_share,
+    plot_scheme_accuracy,
+    plot_scheme_cost,
+)
 from reports.write_report import write_report
 
 __all__ = [
@@ -46,6 +53,7 @@ __all__ = [
     "write_report",
     # figures
     "plot_accuracy",
+    "plot_best_and_final",
     "plot_data_map",
     "plot_detection_auc",
     "plot_effect_size",
@@ -55,6 +63,7 @@ __all__ = [
     "plot_fisher_trace",
     "plot_grad_norm",
     "plot_gradient_share",
+    "plot_imbalance_error",
     "plot_importance_gain",
     "plot_label_precision",
     "plot_left_out_error",
@@ -67,7 +76,10 @@ __all__ = [
     "plot_predicted_first",
     "plot_predicted_frac",
     "plot_prediction_shares",
+    "plot_pull_share",
     "plot_ratio_estimates",
+    "plot_scheme_accuracy",
+    "plot_scheme_cost",
     "plot_score_agreement",
     "plot_weight_reach",
     "plot_weighted_gradient_share",

@@ -13,6 +13,7 @@ from reports.noise_report import build_noise_report
 from reports.page import Page
 from reports.run_report import build_run_report
 from reports.weight_report import build_weight_report
+from reports.weighting_report import build_weighting_report
 
 MAX_BYTES = 2_000_000
 
@@ -20,6 +21,7 @@ STUDY_REPORTS: dict[str, Callable[[Study], Page]] = {
     "noise-ratio": build_noise_report,
     "fisher-trace": build_fisher_report,
     "weight-ratio": build_weight_report,
+    "example-weighting": build_weighting_report,
 }
 """What lays out the report of each kind of study, by its name."""
 

@@ -9,6 +9,13 @@ import typer
 from studies.console import explained, fail
 
 
+class WeightingTask(StrEnum):
+    """What is made hard about the data."""
+
+    noise = "noise"
+    imbalance = "imbalance"
+
+
 class Noise(StrEnum):
     """Kinds of label noise."""
 
@@ -42,6 +49,7 @@ def register(app: typer.Typer) -> None:
     study_app.command("noise-ratio")(study_noise_ratio)
     study_app.command("fisher-trace")(study_fisher_trace)
     study_app.command("weight-ratio")(study_weight_ratio)
+    study_app.command("example-weighting")(study_example_weighting)
     app.add_typer(study_app, name="study")
 
 
@@ -203,6 +211,66 @@ def study_weight_ratio(
         typer.echo(report.resolve())
 
 
+def study_example_weighting(
+    out: Annotated[Path, typer.Option(help="Folder of the study; finished runs are kept.")],
+    data: Annotated[
+        str, typer.Option(help="digits, a folder of idx .gz files, or an .npz.")
+    ] = "digits",
+    task: Annotated[
+        WeightingTask,
+        typer.Option(help="noise: all classes, wrong labels. imbalance: 4 against 9, 4 rare."),
+    ] = WeightingTask.noise,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            help="Noise ratios from 0 to below 1 (0.4), or how many 9s there are for each 4 "
+            "(10,100,200); separated by commas."
+        ),
+    ] = None,
+    scheme: Annotated[
+        list[str], typer.Option(help="Schemes; repeatable, or all. An unknown one lists them.")
+    ] = ["all"],  # noqa: B006 (typer's way)
+    seeds: Annotated[int, typer.Option(help="Runs per combination.", min=1)] = 5,
+    n_images: Annotated[int, typer.Option(help="Images trained on, at most.", min=40)] = 4000,
+    epochs: Annotated[int, typer.Option(help="Epochs of each run.", min=1)] = 30,
+    quick: Annotated[
+        bool, typer.Option(help="Both tasks on digits, some schemes, 2 seeds: 2 minutes.")
+    ] = False,
+) -> None:
+    """What weighting schemes do to the pull of clean, noisy and rare samples, and when.
+
+    Trains a network under each scheme (class ratio, random, robust losses, derivative
+    manipulation, SELFIE, bootstrapping, Co-teaching, INCV, importance sampling, learning to
+    reweight, data weighting) beside plain training, on the same samples with the same seeds, and
+    compares them on one page. Both tasks may go into one folder. Stop it at any time: a second
+    call goes on where the first one stopped.
+    """
+    with explained():
+        from dynamics import open_study
+        from reports import write_report
+        from studies.example_weighting import plan_quick_runs, plan_runs, run_configs
+
+        named = levels or {"noise": "0.4", "imbalance": "10,100,200"}[task.value]
+        runs = (
+            plan_quick_runs()
+            if quick
+            else plan_runs(
+                data=data,
+                task=task.value,
+                levels=_parse_levels(named),
+                schemes=scheme,
+                seeds=range(seeds),
+                n_images=n_images,
+                epochs=epochs,
+            )
+        )
+        run_configs(out, runs)
+        study = open_study(out)
+        report = write_report(study, out / "report.html", figures=out / "figures")
+        _print_schemes(study)
+        typer.echo(report.resolve())
+
+
 def _parse_pair(text: str) -> tuple[int, int]:
     parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
@@ -238,6 +306,21 @@ def _parse_ratios(text: str) -> list[float]:
             f"0,0.2,0.4, but got {text!r}."
         )
     return ratios
+
+
+def _parse_levels(text: str) -> list[float]:
+    try:
+        return sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        fail(f"--levels takes numbers separated by commas, such as 10,100,200, but got {text!r}.")
+
+
+def _print_schemes(study: Any) -> None:
+    from dynamics.weighting import summarise_schemes, weighting_table
+
+    columns = ["task", "level", "scheme", "n_seeds", "best", "final", "drop", "cost"]
+    table = summarise_schemes(weighting_table(study))[columns]
+    typer.echo(table.round(3).to_string(index=False))
 
 
 def _print_noise_table(study: Any) -> None:
