@@ -28,6 +28,9 @@ MAY_IMPORT = {
 ONE_FILE_MAY = {
     "probes/engines/batch_l2.py": {"backpack"},
     "dynamics/traces/foreign/tensorboard.py": {"tensorboard"},
+    "probes/integrations/lightning.py": {"lightning"},
+    "probes/integrations/transformers.py": {"transformers"},
+    "probes/integrations/accelerate.py": {"accelerate"},
 }
 
 
@@ -156,9 +159,9 @@ PUBLIC = {
     dynamics.traces: "Run Study open_run open_study TraceWriter begin_attempt create_run "
     "import_log SCHEMA_VERSION TABLES Status CorruptTraceError SchemaError StaleWriterError "
     "TraceError",
-    probes: "Recorder sequence_losses with_sample_ids FisherTrace GradNorm OutputGradNorm "
-    "SampleLoss WeightEffect Schedule every FisherEstimate fisher_trace Probe Event Scalar Vector "
-    "UnsupportedModelError",
+    probes: "Recorder sequence_losses stable_id with_sample_ids FisherTrace GradNorm "
+    "OutputGradNorm SampleLoss WeightEffect Schedule every FisherEstimate fisher_trace Probe "
+    "Event Scalar Vector UnsupportedModelError",
     reports: "write_report plot_accuracy plot_data_map plot_detection_auc plot_fall "
     "plot_fisher_runs plot_fisher_share plot_fisher_trace plot_grad_norm plot_label_precision "
     "plot_loss plot_loss_mixture plot_noise_law plot_predicted_frac "
