@@ -98,7 +98,7 @@ class Recorder:
         self._loaded_epoch: int | None = None
         self._counts_epochs = False
         self._measurements = Measurements(self.probes, self.model)
-        self._watch = Watch(self.probes, self._stage)
+        self._watch = Watch(self.probes, self._stage, lambda event: self._write([event]))
         self._cleanup = contextlib.ExitStack()
         self._steps: StepCounter | None = None
         self._recording: Recording | None = None
