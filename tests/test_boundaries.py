@@ -31,6 +31,8 @@ ONE_FILE_MAY = {
     "probes/integrations/lightning.py": {"lightning"},
     "probes/integrations/transformers.py": {"transformers"},
     "probes/integrations/accelerate.py": {"accelerate"},
+    "probes/trackers/wandb.py": {"wandb"},
+    "probes/trackers/mlflow.py": {"mlflow"},
 }
 
 
