@@ -33,6 +33,14 @@ and `ConcatDataset`; adds a column to a set of `datasets`; and numbers a stream 
 a key that you name. GPT-2 and BERT look positions up once for the whole batch: give them
 `position_ids`, a row for each sequence, where gradient norms are wanted.
 
+## Trackers
+
+`Recorder(..., trackers=[TensorBoard("logs/a")])`, from `probes.trackers.tensorboard`, `.wandb`
+(`WandB`) or `.mlflow` (`MLflow`). They get every scalar, its standard error as `<name>_stderr`, and
+after each epoch five quantiles of the samples' losses, margins and norms; never a row of a sample.
+Each has a thread of its own: one that raises or hangs is left behind with a warning and an event
+`tracker_failed`, and training and trace are as without it.
+
 ## Modes
 
 Each cell is a training of a few steps with that probe. Values are compared with those of single

@@ -9,24 +9,18 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from dynamics import open_run
+from dynamics.datasets import open_dataset
 from probes import FisherTrace, GradNorm, Recorder, SampleLoss, every, with_sample_ids
 
 
-def load(data: Path | None) -> TensorDataset:
+def load(source: str) -> TensorDataset:
     """Images scaled to [0, 1], flat, and their labels."""
-    if data is None:
-        from sklearn.datasets import load_digits
-
-        images, labels = load_digits(return_X_y=True)
-        return TensorDataset(torch.tensor(images / 16).float(), torch.tensor(labels).long())
-    from studies.lab.data import load_dataset
-
-    found = load_dataset("fashion-mnist", data)
-    images = torch.as_tensor(found.x).float().flatten(1)
-    return TensorDataset(images / images.max(), torch.as_tensor(found.y).long())
+    found = open_dataset(source)
+    images = torch.tensor(found.x_train / found.peak).float().flatten(1)
+    return TensorDataset(images, torch.tensor(found.y_train).long())
 
 
-def main(out: Path, data: Path | None = None, epochs: int = 5) -> Path:
+def main(out: Path, data: str = "digits", epochs: int = 5) -> Path:
     """Train, record, and say which samples were hardest."""
     torch.manual_seed(0)
     train_set = load(data)
@@ -54,6 +48,6 @@ def main(out: Path, data: Path | None = None, epochs: int = 5) -> Path:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST; digits without it")
+    parser.add_argument("--data", default="digits", help="folder with Fashion-MNIST's .gz files")
     options = parser.parse_args()
     main(options.out, options.data)

@@ -62,7 +62,7 @@ def main(out: Path, epochs: int = 3, n: int = 256) -> Path:
                 optimizer.zero_grad()
     rows = open_run(out).samples()
     last = rows[rows["epoch"] == epochs - 1].set_index("sample_id")
-    per_token = last["loss"] / (data[:, 1:] != PAD).sum(1)[last.index.to_numpy()].numpy()
+    per_token = last["loss"] / (data[:, 1:] != PAD).sum(1).numpy()[last.index]
     hardest = int(per_token.idxmax())
     text = "".join(map(chr, data[hardest].tolist())).rstrip("\0")
     print(f"Hardest, {per_token.max():.2f} nats a character: {text!r}")

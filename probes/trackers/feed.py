@@ -51,7 +51,7 @@ class Feed:
                 name = f"{found.name}/{found.block}"
                 values[name] = float(found.value)
                 if found.stderr is not None:
-                    values[f"{name}/stderr"] = float(found.stderr)
+                    values[f"{name}_stderr"] = float(found.stderr)
         self._log(values, step)
 
     def rows(self, columns: Mapping[str, np.ndarray]) -> None:

@@ -1,5 +1,6 @@
 """MLflow: metrics and figures of a run of its own, in a local store or on a server."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,7 @@ class MLflow:
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Log scalars."""
         now = get_current_time_millis()
-        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        metrics = [Metric(_allowed(name), value, now, step) for name, value in values.items()]
         self._client.log_batch(self.run_id, metrics=metrics)
 
     def log_figure(self, name: str, figure: Any, step: int) -> None:
@@ -52,3 +53,7 @@ class MLflow:
         """End the run, if it is our own."""
         if self._is_own:
             self._client.set_terminated(self.run_id)
+
+
+def _allowed(name: str) -> str:
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
