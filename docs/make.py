@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from integrations import describe_integrations
 from performance import describe_performance
 
 from dynamics import open_run
@@ -16,9 +17,10 @@ DOCS = Path(__file__).parent
 
 
 def main() -> None:
-    """Write docs/trace-format.md, docs/performance.md, and the figures of a fresh demo run."""
+    """Write the pages that are made from code and results, and the figures of a demo run."""
     (DOCS / "trace-format.md").write_text(describe_format(), encoding="utf-8")
     (DOCS / "performance.md").write_text(describe_performance(), encoding="utf-8")
+    (DOCS / "integrations.md").write_text(describe_integrations(), encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         run_demo(Path(folder) / "run")
         run = open_run(Path(folder) / "run")

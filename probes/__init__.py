@@ -10,7 +10,7 @@ from probes.grad_norm import GradNorm
 from probes.output_grad_norm import OutputGradNorm
 from probes.probe import Event, Probe, Scalar, Vector
 from probes.recorder import Recorder
-from probes.sample_ids import with_sample_ids
+from probes.sample_ids import stable_id, with_sample_ids
 from probes.sample_loss import SampleLoss
 from probes.schedule import Schedule, every
 from probes.sequence_losses import sequence_losses
@@ -20,6 +20,7 @@ __all__ = [
     # the recorder
     "Recorder",
     "sequence_losses",
+    "stable_id",
     "with_sample_ids",
     # probes
     "FisherTrace",

@@ -10,7 +10,7 @@ is stored under a name of its own. docs/fisher.md says which estimator answers w
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from torch import nn
 
@@ -173,6 +173,8 @@ class FisherTrace(Probe):
     Raises:
         ValueError: If an option is unknown or does not go with another.
     """
+
+    needs_whole_model: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -33,6 +33,11 @@ REMEDY = (
     "over the other parameters only, marked as such in run.json."
 )
 
+_UNSEEN = (
+    "no forward pass of it was seen before these losses: the model was compiled and called before "
+    "the recorder was entered (enter it first, then call torch.compile), or the loop calls a part "
+    "of the model (give that part to the Recorder)"
+)
 
 _ENGINES: dict[tuple[Engine, Kind], type[BackpackEngine]] = {
     ("backpack", "exact"): BackpackEngine,
@@ -93,6 +98,7 @@ class GradNorm(Probe):
     """
 
     writes: ClassVar[tuple[str, ...]] = ("grad_norm", "grad_norm_stderr")
+    needs_whole_model: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -319,8 +325,10 @@ class _OwnPass:
 
     def observe(self, batch: ObservedBatch) -> None:
         inputs, self._inputs = self._inputs, None
-        if inputs is None:
+        if not self.armed:
             return
+        if inputs is None:
+            raise UnsupportedModelError.listing("GradNorm", [_UNSEEN], REMEDY)
         if batch.labels is None:
             raise ValueError(
                 "GradNorm(mode='eval') computes each sample's loss anew, so it needs labels: "

@@ -49,6 +49,14 @@ def bare(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP, or tensor parallelism, has left only a part of some parameter here."""
+    names = {type(parameter).__name__ for parameter in model.parameters()}
+    return not names.isdisjoint({"DTensor", "FlatParameter"}) or any(
+        "FSDP" in cls.__name__ for module in model.modules() for cls in type(module).__mro__
+    )
+
+
 def open_launch(path: Path, *, resume: bool, describe: Callable[[], Mapping[str, Any]]) -> Launch:
     """Make the run's folder, or find the one to resume, and tell all processes.
 

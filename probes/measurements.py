@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from probes.budget import Budget
 from probes.probe import Finding, Probe
 
 
@@ -13,11 +14,13 @@ class Measurements:
     Args:
         probes: All probes of a recorder.
         model: The network.
+        budget: Times them, and says which due ones are left out.
     """
 
-    def __init__(self, probes: Sequence[Probe], model: nn.Module) -> None:
+    def __init__(self, probes: Sequence[Probe], model: nn.Module, budget: Budget) -> None:
         self._probes = probes
         self._model = model
+        self._budget = budget
         self._taken: set[tuple[Probe, int]] = set()
 
     def due_after_epoch(self, epoch: int) -> list[Probe]:
@@ -65,8 +68,8 @@ class Measurements:
         for probe in self._probes:
             probe.pause()
         self._taken = {(probe, step) for probe in due}
-        return [
-            finding
-            for probe in due
-            for finding in probe.measure(self._model, step=step, epoch=epoch)
-        ]
+        found: list[Finding] = []
+        for probe in self._budget.choose(due):
+            with self._budget.measuring(probe):
+                found += probe.measure(self._model, step=step, epoch=epoch)
+        return found + self._budget.findings()

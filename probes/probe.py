@@ -81,6 +81,9 @@ class Probe:
     writes: ClassVar[tuple[str, ...]] = ()
     """Columns of `samples` that this probe adds to a batch."""
 
+    needs_whole_model: ClassVar[bool] = False
+    """Whether it cannot do with the shards that FSDP leaves in each process."""
+
     def attach(self, model: nn.Module) -> None:
         """Prepare for the model, or refuse it.
 

@@ -1,7 +1,6 @@
 """The recorder: one added line in a training loop, and a durable trace of what happened in it."""
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,15 +14,18 @@ from dynamics.traces.layout import run_folder
 from dynamics.traces.resume import check_folder
 from dynamics.traces.writer import OnError
 from probes.batch import ObservedBatch, observed
-from probes.findings import finding_rows
+from probes.budget import Budget
 from probes.launch import bare, open_launch, place_in_group
 from probes.measurements import Measurements
-from probes.probe import Event, Finding, Probe, Scalar, Vector, order_probes
-from probes.recording import Recording
+from probes.probe import Event, Finding, Probe, Scalar, order_probes
+from probes.recording import Recording, warn_disabled
+from probes.restart import ask_for_start, check_state
 from probes.roster import KnownIds, check_roster
 from probes.run_info import describe_run
 from probes.step_counter import StepCounter
 from probes.termination import Termination
+from probes.trackers import Tracker
+from probes.trackers.feed import Feed
 from probes.validation import check_batch
 from probes.watch import Watch
 
@@ -52,13 +54,16 @@ class Recorder:
         repeats: Allow a sample more than once in a batch (sampling with replacement).
         resume: Take up the run in this folder again. Call `load_state_dict` with the state of the
             checkpoint before the first batch; without it, training is taken to restart from 0.
+        budget: Largest share of the wall time that recording may take, such as 0.05: passes of
+            probes' own are taken less often where they would exceed it, events
+            `schedule_stretched` say so, and `run.cost()` what was spent. None times nothing.
+        trackers: Dashboards that follow the run, such as `probes.trackers.tensorboard.TensorBoard`.
         on_error: What to do when the trace cannot be written any more: the disk is full, a right or
-            the folder is gone. `disable` lets training go on without being observed: probes are
-            detached, a warning and an event `recording_disabled` say why, and what is in memory
-            (at most 256 MiB) is written if that becomes possible before the end. `raise` raises a
-            TraceError at the next call. `block` holds training up until writing succeeds. Mistakes
-            in what is passed, errors of probes, and a run that another process has taken over
-            always raise.
+            the folder is gone. `disable` lets training go on unobserved: probes are detached, a
+            warning and an event `recording_disabled` say why, and what is in memory (at most
+            256 MiB) is written if that becomes possible before the end. `raise` raises a TraceError
+            at the next call. `block` holds training up until writing succeeds. Mistakes in what is
+            passed, errors of probes, and a run that another process has taken over always raise.
 
     Raises:
         TraceError: If the folder already holds rows and `resume` is False, or holds none to resume.
@@ -75,6 +80,8 @@ class Recorder:
         config: Mapping[str, Any] | None = None,
         repeats: bool = False,
         resume: bool = False,
+        budget: float | None = None,
+        trackers: Sequence[Tracker] = (),
         on_error: OnError = "disable",
     ) -> None:
         if on_error not in get_args(OnError):
@@ -97,8 +104,11 @@ class Recorder:
         self.epoch = 0
         self._loaded_epoch: int | None = None
         self._counts_epochs = False
-        self._measurements = Measurements(self.probes, self.model)
-        self._watch = Watch(self.probes, self._stage)
+        self._budget = Budget(budget)
+        self._trackers = trackers
+        self._feed = Feed(())
+        self._measurements = Measurements(self.probes, self.model, self._budget)
+        self._watch = Watch(self.probes, self._stage, lambda event: self._write([event]))
         self._cleanup = contextlib.ExitStack()
         self._steps: StepCounter | None = None
         self._recording: Recording | None = None
@@ -112,7 +122,9 @@ class Recorder:
             self._steps = StepCounter(self.model, self._after_step)
             stack.callback(self._steps.handle.remove)
             launch = open_launch(self.path, resume=self._resume, describe=self._describe)
-            self._recording = Recording(self.path, launch, self._roster, self._on_error)
+            self._feed = Feed(self._trackers if launch.rank == 0 else ())
+            rows = self._feed.rows
+            self._recording = Recording(self.path, launch, self._roster, self._on_error, rows)
             self._termination.install()
             self._cleanup = stack.pop_all()
         self._watch.begin_step(self.step)
@@ -151,9 +163,14 @@ class Recorder:
             try:
                 if clean:
                     self._watch.finish_all()
+                if not self._counts_epochs:
+                    self._write(self._budget.costs())
                 if self._termination.is_requested:
                     self._save_before_end()
                 self._watch.give_up()
+                if self._trackers:
+                    recording.flush()  # they get the last rows
+                    self._write(self._feed.close())
             except BaseException:
                 clean = False
                 raise
@@ -177,12 +194,7 @@ class Recorder:
             ValueError: If the run was resumed and `start` is not given.
         """
         if start is None and self._loaded_epoch is not None:
-            e = self._loaded_epoch
-            raise ValueError(
-                f"The checkpoint is of epoch {e}, step {self.step}. Say where training goes on: "
-                f"epochs({n}, start={e + 1}) if epoch {e} was finished when it was saved, "
-                f"start={e} if not."
-            )
+            raise ValueError(ask_for_start(self._loaded_epoch, self.step, n))
         for epoch in range(start or 0, n):
             self.begin_epoch(epoch)
             yield epoch
@@ -208,7 +220,7 @@ class Recorder:
         self._watch.finish_all()
         self._measure(self._measurements.due_after_epoch(self.epoch))
         if self._entered().launch.rank == 0:
-            self.event("epoch_end")
+            self._write([Event("epoch_end"), *self._budget.costs(), *self._feed.take_failures()])
         self._entered().drain()
         self._termination.check()
 
@@ -248,10 +260,11 @@ class Recorder:
         self._begin()  # a resumed run is fenced at the step of its first batch, so begin here
         if self._is_off():
             return
-        self._watch.finish_seen()
-        self._measure(self._measurements.due_at_step(self.step, self._counts_epochs))
-        batch = observed(losses, sample_id, logits, labels, weights, self.step, self.epoch)
-        self._watch.observe(batch, losses)
+        with self._budget.timed():
+            self._watch.finish_seen()
+            self._measure(self._measurements.due_at_step(self.step, self._counts_epochs))
+            batch = observed(losses, sample_id, logits, labels, weights, self.step, self.epoch)
+            self._watch.observe(batch, losses)
 
     def record(
         self,
@@ -323,12 +336,7 @@ class Recorder:
             raise ValueError(
                 "load_state_dict comes before the first batch, in a Recorder(..., resume=True)."
             )
-        run_id = recording.launch.run_id
-        if state.get("run_id") != run_id:
-            raise ValueError(
-                f"The checkpoint is of run {state.get('run_id')}, but {self.path} holds run "
-                f"{run_id}. Resume in the folder that the checkpoint was saved from."
-            )
+        check_state(state, recording.launch.run_id, self.path)
         steps.start = int(state["step"])
         self.epoch = self._loaded_epoch = int(state["epoch"])
         self._watch.begin_step(self.step)
@@ -357,14 +365,8 @@ class Recorder:
             self._watch.give_up()
             self._watch.detach()
             self._entered().drain()
-            kind, text = type(failure).__name__, str(failure)
-            self.event("recording_disabled", kind, text)
-            warnings.warn(
-                f"Recording into {self.path} stopped at step {self.step}, and training goes on: "
-                f"{kind}: {text}. What is in memory is written if that becomes possible before "
-                "the end; later batches are not recorded.",
-                stacklevel=3,
-            )
+            self.event("recording_disabled", type(failure).__name__, str(failure))
+            warn_disabled(failure, self.path, self.step)
         return self._is_disabled
 
     def _after_step(self) -> None:
@@ -383,14 +385,14 @@ class Recorder:
 
     def _write(self, findings: Sequence[Finding]) -> None:
         recording = self._entered()
+        if not findings:
+            return
+        self._feed.scalars(findings, self.step)
         # Between load_state_dict and the first epoch or batch, nobody knows yet where the loop
         # restarts, and the fence of the new attempt says where: what is written waits for it.
         if self._loaded_epoch is None or self._counts_epochs:
             self._begin()
-        for table, columns in finding_rows(findings, step=self.step, epoch=self.epoch):
-            recording.append(table, columns)
-        for vector in (finding for finding in findings if isinstance(finding, Vector)):
-            recording.append_vector(vector.name, vector.values, self.step, self.epoch)
+        recording.append_findings(findings, self.step, self.epoch)
 
     def _stage(self, batch: ObservedBatch) -> None:
         self._begin()

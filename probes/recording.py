@@ -2,18 +2,20 @@
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from dynamics.traces import TraceError, TraceWriter, begin_attempt, open_run
 from dynamics.traces.resume import find_attempt
 from dynamics.traces.writer import OnError
 from probes.batch import ObservedBatch
+from probes.findings import finding_rows
 from probes.launch import Launch
+from probes.probe import Finding, Vector
 from probes.roster import LabelLedger
 from probes.staging import Staging, copy_to_host
 
@@ -28,18 +30,25 @@ class Recording:
         launch: The processes that record it.
         roster: The training samples, if known; rank 0 writes them.
         on_error: As for `Recorder`.
+        seen: Told the rows of samples as they are written.
 
     Attributes:
         launch: The processes that record it.
     """
 
     def __init__(
-        self, path: Path, launch: Launch, roster: pd.DataFrame | None, on_error: OnError
+        self,
+        path: Path,
+        launch: Launch,
+        roster: pd.DataFrame | None,
+        on_error: OnError,
+        seen: Callable[[Mapping[str, np.ndarray]], None] = lambda columns: None,
     ) -> None:
         self._path = path
         self.launch = launch
         self._roster = roster
         self._on_error = on_error
+        self._seen = seen
         self._begin_failure: OSError | None = None
         self._start: tuple[int, int] | None = None
         self._held: list[tuple[str, Mapping[str, Any]]] = []
@@ -82,17 +91,20 @@ class Recording:
         else:
             self._writer.append(table, columns)
 
-    def append_vector(self, name: str, values: Mapping[str, Tensor], step: int, epoch: int) -> None:
-        """Write a vector.
+    def append_findings(self, findings: Sequence[Finding], step: int, epoch: int) -> None:
+        """Write what probes, the recorder or the user found.
 
         Args:
-            name: What it is.
-            values: One tensor for each parameter.
+            findings: Scalars, events and vectors.
             step: Optimiser updates so far.
             epoch: Epoch in progress or just ended.
         """
-        if self._writer is not None:
-            self._writer.append_vector(name, copy_to_host(values)(), step=step, epoch=epoch)
+        for table, columns in finding_rows(findings, step=step, epoch=epoch):
+            self.append(table, columns)
+        for found in findings:
+            if isinstance(found, Vector) and self._writer is not None:
+                arrive = copy_to_host(found.values)
+                self._writer.append_vector(found.name, arrive(), step=step, epoch=epoch)
 
     def add(self, batch: ObservedBatch) -> None:
         """Write the rows of a finished batch.
@@ -190,5 +202,22 @@ class Recording:
         for table, columns in self._held:
             writer.append(table, columns)
         self._held.clear()
-        self._staging = Staging(writer, LabelLedger() if self._roster is None else None)
+        ledger = LabelLedger() if self._roster is None else None
+        self._staging = Staging(writer, ledger, self._seen)
         self._writer = writer
+
+
+def warn_disabled(failure: OSError, path: Path, step: int) -> None:
+    """Warn that recording has stopped; from `Recorder._is_off`, at the loop's own line.
+
+    Args:
+        failure: Why.
+        path: Folder of the run.
+        step: Optimiser updates so far.
+    """
+    warnings.warn(
+        f"Recording into {path} stopped at step {step}, and training goes on: "
+        f"{type(failure).__name__}: {failure}. What is in memory is written if that becomes "
+        "possible before the end; later batches are not recorded.",
+        stacklevel=4,
+    )

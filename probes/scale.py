@@ -14,7 +14,10 @@ from probes.batch import ObservedBatch
 
 
 def watch_factor(
-    losses: Tensor, batch: ObservedBatch, begin_backward: Callable[[ObservedBatch], None]
+    losses: Tensor,
+    batch: ObservedBatch,
+    begin_backward: Callable[[ObservedBatch], None],
+    end_backward: Callable[[], None],
 ) -> None:
     """Fill in `batch.factor` when a backward pass reaches the losses.
 
@@ -24,10 +27,12 @@ def watch_factor(
         losses: The tensor the total loss is built from, shape (N,).
         batch: The batch to fill in.
         begin_backward: Called with the batch each time, before any layer's gradient is there.
+        end_backward: Called each time when it is over, unless it fails.
     """
 
     def done() -> None:
         batch.backward_done = True
+        end_backward()
 
     def add(grad: Tensor) -> None:
         factor = grad.detach().clone() if grad.requires_grad else grad.clone()

@@ -32,11 +32,18 @@ class Staging:
     Args:
         writer: Where they go.
         ledger: Gathers the roster from the batches' labels; None if a roster was given.
+        seen: Also told the rows, as columns on the host, in the writer's thread.
     """
 
-    def __init__(self, writer: TraceWriter, ledger: LabelLedger | None) -> None:
+    def __init__(
+        self,
+        writer: TraceWriter,
+        ledger: LabelLedger | None,
+        seen: Callable[[Mapping[str, np.ndarray]], None] = lambda columns: None,
+    ) -> None:
         self.writer = writer
         self._ledger = ledger
+        self._seen = seen
         self._batches: list[ObservedBatch] = []
         self._n_rows = self._n_bytes = 0
 
@@ -59,6 +66,7 @@ class Staging:
         def rows() -> dict[str, dict[str, np.ndarray]]:
             pieces = (arrive or copy_to_host(gather(batches)))()
             columns = assemble(batches, pieces)
+            self._seen(columns)
             label = columns.pop("label", None)
             if self._ledger is None or label is None:
                 return {"samples": columns}

@@ -41,6 +41,7 @@ class WeightEffect(Probe):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("grad_norm",)
+    needs_whole_model: ClassVar[bool] = True  # a pass of rank 0 alone would wait for the others
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ def describe_provenance(run: Run) -> dict[str, str]:
         "Configuration": _compact(info.get("config")),
         "Probes": "; ".join(_compact(probe) for probe in info.get("probes") or []),
         "Recorded with": _compact(info.get("versions")),
+        "Cost of recording": _describe_cost(run),
         "Trace schema": str(info.get("schema_version")),
         "Report by": f"training-dynamics {own_version()}",
     }
@@ -57,6 +58,15 @@ def describe_rerun(study: Study, took: str = "", **options: object) -> Rerun:
     table = study.table()
     unfinished = table.loc[~table["ended_cleanly"].astype(bool), "run"].tolist()
     return Rerun(shlex.join(words), took, [f"run {name} has not ended" for name in unfinished])
+
+
+def _describe_cost(run: Run) -> str:
+    cost = run.cost()
+    if cost.empty:
+        return ""
+    last = cost[cost["wall_seconds"] == cost["wall_seconds"].iloc[-1]]
+    shares = ", ".join(f"{row.block} {row.share:.1%}" for row in last.itertuples())
+    return f"of {last['wall_seconds'].iloc[0]:,.0f} s: {shares}"
 
 
 def own_version() -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from studies import exchange_commands, study_commands, trace_commands
+from studies import doctor_command, exchange_commands, study_commands, trace_commands
 from studies.console import explained, fail, say
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 study_commands.register(app)
 trace_commands.register(app)
 exchange_commands.register(app)
+doctor_command.register(app)
 
 
 @app.command()

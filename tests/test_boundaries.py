@@ -28,6 +28,11 @@ MAY_IMPORT = {
 ONE_FILE_MAY = {
     "probes/engines/batch_l2.py": {"backpack"},
     "dynamics/traces/foreign/tensorboard.py": {"tensorboard"},
+    "probes/integrations/lightning.py": {"lightning"},
+    "probes/integrations/transformers.py": {"transformers"},
+    "probes/integrations/accelerate.py": {"accelerate"},
+    "probes/trackers/wandb.py": {"wandb"},
+    "probes/trackers/mlflow.py": {"mlflow"},
 }
 
 
@@ -156,9 +161,9 @@ PUBLIC = {
     dynamics.traces: "Run Study open_run open_study TraceWriter begin_attempt create_run "
     "import_log SCHEMA_VERSION TABLES Status CorruptTraceError SchemaError StaleWriterError "
     "TraceError",
-    probes: "Recorder sequence_losses with_sample_ids FisherTrace GradNorm OutputGradNorm "
-    "SampleLoss WeightEffect Schedule every FisherEstimate fisher_trace Probe Event Scalar Vector "
-    "UnsupportedModelError",
+    probes: "Recorder sequence_losses stable_id with_sample_ids FisherTrace GradNorm "
+    "OutputGradNorm SampleLoss WeightEffect Schedule every FisherEstimate fisher_trace Probe "
+    "Event Scalar Vector UnsupportedModelError",
     reports: "write_report plot_accuracy plot_best_and_final plot_data_map plot_detection_auc "
     "plot_effect_size plot_fall plot_fisher_runs plot_fisher_share plot_fisher_trace "
     "plot_grad_norm plot_gradient_share plot_imbalance_error plot_importance_gain "

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dynamics.traces.cost import cost_table
 from dynamics.traces.errors import CorruptTraceError, TraceError
 from dynamics.traces.layout import RUN_FILE, nothing_there, read_json
 from dynamics.traces.parts import (
@@ -156,6 +157,16 @@ class Run:
         if name is not None:
             table = table.filter(pc.field("name") == name)
         return table.to_pandas()
+
+    def cost(self) -> pd.DataFrame:
+        """What recording took of the time, where the recorder was given a `budget`.
+
+        Returns:
+            One row for each epoch and block (`observe`, and each probe with passes of its own),
+            cumulative within an attempt: `epoch, block, seconds, wall_seconds, share`, the share
+            of the wall time. Empty where nothing was timed.
+        """
+        return cost_table(self.scalars())
 
     def events(self) -> pd.DataFrame:
         """What happened, in order: `step, epoch, name, subject, detail`."""

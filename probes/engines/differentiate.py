@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from probes.engines.layer_rules import chunks
 
@@ -202,9 +202,11 @@ def _gradients(
     use: Use, args: tuple[Any, ...], kwargs: Mapping[str, Any], grad: Tensor
 ) -> dict[str, Tensor]:
     """The same by plain autograd, which takes any module that training takes."""
+    # torch 2.13 crashes in GroupNorm on channels-last input whose gradient nobody asks for.
+    args, named = tree_map_only(Tensor, Tensor.contiguous, (args, dict(kwargs)))
     with torch.enable_grad():
         values = {name: p.requires_grad_() for name, p in _values(use).items()}
-        output = _run(use.module, values, args, dict(kwargs))
+        output = _run(use.module, values, args, named)
         # Of a sum: for a given output gradient, torch imports sympy, which takes 60 MiB.
         total = (output * grad).sum()
         gradients = torch.autograd.grad(total, list(values.values()), allow_unused=True)

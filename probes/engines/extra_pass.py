@@ -19,6 +19,11 @@ from probes.engines.capture import NormCapture
 from probes.errors import UnsupportedModelError
 from probes.neutral import neutral
 
+_REENTRANT = (
+    "a part of it is checkpointed with use_reentrant=True, through which torch passes gradients in "
+    "training's backward pass only; with use_reentrant=False this probe is exact"
+)
+
 
 class ExtraPass:
     """Forward passes whose per-sample norms can be taken; made by `extra_pass`.
@@ -71,9 +76,14 @@ class ExtraPass:
         wanted: list[Any] = [*self._edges]  # tensors and edges; torch's own type takes no mixture
         if gradient or not self.engine.is_verified:
             wanted = [*self.parameters, *self._edges]
-        found = torch.autograd.grad(
-            losses.sum(), wanted, retain_graph=retain_graph, allow_unused=True
-        )
+        try:
+            found = torch.autograd.grad(
+                losses.sum(), wanted, retain_graph=retain_graph, allow_unused=True
+            )
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            self._refuse([_REENTRANT])
         self.summed_gradients = found[: len(self.parameters)] if gradient else ()
         problems = self.engine.finish(capture, len(losses))
         if problems:

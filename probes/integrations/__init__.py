@@ -1,0 +1,1 @@
+"""Thin adapters to the loops of Lightning, transformers and Accelerate; `probes` imports none."""
