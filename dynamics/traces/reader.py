@@ -27,7 +27,7 @@ from dynamics.traces.parts import (
 )
 from dynamics.traces.query import MEMORY_LIMIT, query_runs
 from dynamics.traces.resume import Attempt, fences_over, read_attempts
-from dynamics.traces.row_groups import Footer, Selection, block_columns, read_footers
+from dynamics.traces.row_groups import THREADS, Footer, Selection, block_columns, read_footers
 from dynamics.traces.scan import check_columns, complete, scan, scan_epochs
 from dynamics.traces.schema import (
     BLOCK_PREFIX,
@@ -278,7 +278,27 @@ class Run:
         ]
         for part in parts:
             self._check_attempt(part)
-        return read_footers(parts, self._footers, self._verified)
+        return self.footers_of(parts)
+
+    def footers_of(self, parts: Sequence[Part], *, threads: int = THREADS) -> list[Footer]:
+        """Footers of some parts of `samples`; a part's first time, it is hashed.
+
+        Args:
+            parts: Parts as `parts` has listed them.
+            threads: Parts that are hashed at a time.
+
+        Returns:
+            The footers, in order.
+
+        Raises:
+            CorruptTraceError: If a part is damaged.
+            PartGoneError: If a part is not there any more.
+        """
+        return read_footers(parts, self._footers, self._verified, threads=threads)
+
+    def adopt(self, footers: Iterable[Footer]) -> None:
+        """Take footers of parts that another process has hashed, so that this one need not."""
+        self._footers |= {footer.part: footer for footer in footers}
 
     def sample_tables(
         self,
