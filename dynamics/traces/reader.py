@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dynamics.traces.errors import CorruptTraceError, TraceError
-from dynamics.traces.layout import RUN_FILE, nothing_there, read_json
+from dynamics.traces.layout import RUN_FILE, is_url, nothing_there, read_json
 from dynamics.traces.parts import (
     Part,
     PartGoneError,
@@ -46,12 +46,14 @@ class Run:
 
     Attributes:
         path: Folder of the run.
+        location: Where the run was opened: that folder, or the URL of a run on an object store.
         name: Name of that folder.
         info: Content of `run.json`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.location = str(path)
         self.name = path.resolve().name
         self.info: dict[str, Any] = read_json(path / RUN_FILE)
         check_schema_version(self.info.get("schema_version"), str(path / RUN_FILE))
@@ -59,7 +61,7 @@ class Run:
         self._footers: dict[Part, Footer] = {}
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
+        return f"Run({self.location!r})"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -199,17 +201,23 @@ class Run:
                 f"{self.path} has no vector {name!r}{'' if epoch is None else f' of epoch {epoch}'}"
                 f"; it has {there}. Record it with FisherTrace(..., diagonal=every(epochs=k))."
             )
-        return read_vector(wanted[-1])
+        return self._read_vector(wanted[-1])
 
     def _live_vectors(self) -> list[VectorFile]:
         return [
             file
-            for file in list_vectors(self.path)
+            for file in self._list_vectors()
             if all(
                 (file.step, file.epoch) < fence
                 for fence in fences_over(file.attempt, self.attempts)
             )
         ]
+
+    def _list_vectors(self) -> list[VectorFile]:
+        return list_vectors(self.path)
+
+    def _read_vector(self, file: VectorFile) -> dict[str, np.ndarray]:
+        return read_vector(file)
 
     def sql(
         self,
@@ -387,7 +395,7 @@ def open_run(path: str | Path) -> Run:
     """Open a recorded run.
 
     Args:
-        path: Folder of the run.
+        path: Folder of the run, or its URL on an object store, such as s3://bucket/runs/a.
 
     Returns:
         The run.
@@ -395,7 +403,12 @@ def open_run(path: str | Path) -> Run:
     Raises:
         TraceError: If there is no run at the path.
         SchemaError: If it is of a schema version that cannot be read.
+        OSError: If an object store has no such bucket, refuses us or cannot be reached.
     """
+    if isinstance(path, str) and is_url(path):
+        from dynamics.traces.stored_run import StoredRun  # which is a Run
+
+        return StoredRun(path)
     path = Path(path)
     if not (path / RUN_FILE).is_file():
         raise TraceError(nothing_there(path, RUN_FILE, "run"))

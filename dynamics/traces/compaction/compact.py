@@ -65,7 +65,7 @@ def compact(path: str | Path, *, force: bool = False, progress: Progress = iter)
         CorruptTraceError: If a part is damaged, or what was written reads back differently. The
             run is then as it was before.
     """
-    run = open_run(path)
+    run = open_run(Path(path))
     _refuse_if_live(run, force)
     _clear_leftovers(run.path)
     number = 1 + max((number for number, _ in list_versions(run.path)), default=0)
