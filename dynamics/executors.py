@@ -97,6 +97,7 @@ def _ray(workers: int | None) -> Iterator[int]:
         return
     address = os.environ.get("RAY_ADDRESS")
     settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False}
+    settings |= {"logging_level": "error"}
     if not address:
         settings |= {"num_cpus": workers, "include_dashboard": False}
         settings |= {"object_store_memory": OBJECT_STORE_BYTES}

@@ -94,9 +94,10 @@ def cut_ranges(footers: Sequence[Footer], n: int) -> list[SampleRange]:
         return []
     lows = np.concatenate([footer.sample_ids[:, 0] for footer in footers])
     order = np.argsort(lows)
-    rows = np.cumsum(np.concatenate([footer.n_rows for footer in footers])[order])
-    shares = rows[-1] * np.arange(1, n) // n
-    cuts = np.unique(lows[order][np.searchsorted(rows, shares)])
+    n_rows = np.concatenate([footer.n_rows for footer in footers])[order]
+    before = np.cumsum(n_rows) - n_rows
+    at = np.searchsorted(before, n_rows.sum() * np.arange(1, n) // n)
+    cuts = np.unique(lows[order][at[at < len(order)]])
     edges = [int(_IDS.min), *cuts[cuts > lows.min()].tolist(), int(_IDS.max) + 1]
     ranges = []
     for first, end in itertools.pairwise(edges):
