@@ -13,6 +13,7 @@ makes the page from the results.
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import time
@@ -23,10 +24,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from measuring import environment, peak_bytes
+from scale_model import describe_model
 from traces import EPOCHS, VALUES, write_trace
 
 from dynamics import open_run
-from dynamics.executors import open_executor
+from dynamics.executors import Spread, open_executor
 from dynamics.sample_ranges import summarise_ranges
 from dynamics.summary import summarise_samples
 from dynamics.traces.compaction.compact import compact
@@ -37,10 +39,19 @@ COMPACT_UP_TO = 2e7
 """Rows up to which the compacted form is measured too; it takes long, and its cost is linear."""
 
 
-def nap(seconds: float, _: int) -> int:
-    """A call that does nothing for so long that every worker gets one; its worker's peak memory."""
+def nap(seconds: float, _: int) -> tuple[int, int]:
+    """A call that does nothing for so long that others get one too; who did it, and its peak."""
+    import dynamics.sample_ranges  # noqa: F401  # what a worker needs is there when it is timed
+
     time.sleep(seconds)
-    return peak_bytes("cpu")
+    return os.getpid(), peak_bytes("cpu")
+
+
+def start_all(spread: Spread, workers: int) -> None:
+    """Wait until every worker has done something."""
+    seen: set[int] = set()
+    while len(seen) < workers:
+        seen |= {pid for pid, _ in spread(nap, 0.1, range(workers))}
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -68,8 +79,8 @@ def by_executor(
     """Start workers, let them summarise a run some times, and compare what they found."""
     start = time.perf_counter()
     with open_executor(name, workers) as (spread, _):  # type: ignore[arg-type]
-        [*spread(nap, 0.2, range(workers))]
-        started = time.perf_counter() - start - 0.2
+        start_all(spread, workers)
+        started = time.perf_counter() - start
         call = timed(lambda: [*spread(nap, 0.0, range(100))])[0] / 100
         runs = [
             timed(lambda: summarise_ranges(open_run(path), spread, workers, **LIMITS))
@@ -83,7 +94,7 @@ def by_executor(
         "call_s": call,
         "work_s": statistics.median(seconds for seconds, _ in runs),
         "work_s_lowest": min(seconds for seconds, _ in runs),
-        "worker_peak_bytes": max(peaks),
+        "worker_peak_bytes": max(peak for _, peak in peaks),
         **compare(runs[-1][1], expected),
     }
 
@@ -141,6 +152,7 @@ def main() -> None:
         rounds = arguments.rounds if n_rows <= COMPACT_UP_TO else 1
         size = measure_size(arguments.folder, n_rows, arguments.workers, rounds)
         content["sizes"].append(size)
+        content["model"] = describe_model(content["sizes"], os.cpu_count() or 1)
         arguments.out.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Reads runs: `open_run`.
+"""Reads runs.
 
 Rows that a resumed run has replaced are left out, so each (epoch, sample, occurrence) is read once.
 """
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dynamics.traces.errors import CorruptTraceError, TraceError
-from dynamics.traces.layout import RUN_FILE, is_url, nothing_there, read_json
+from dynamics.traces.layout import RUN_FILE, read_json
 from dynamics.traces.parts import (
     Part,
     PartGoneError,
@@ -389,27 +389,3 @@ def _ascending(values: Iterable[int] | None) -> np.ndarray | None:
 def _empty(spec: Table, columns: Sequence[str]) -> pa.Table:
     blocks = [column for column in columns if column.startswith(BLOCK_PREFIX)]
     return spec.schema(blocks).empty_table().select(columns)
-
-
-def open_run(path: str | Path) -> Run:
-    """Open a recorded run.
-
-    Args:
-        path: Folder of the run, or its URL on an object store, such as s3://bucket/runs/a.
-
-    Returns:
-        The run.
-
-    Raises:
-        TraceError: If there is no run at the path.
-        SchemaError: If it is of a schema version that cannot be read.
-        OSError: If an object store has no such bucket, refuses us or cannot be reached.
-    """
-    if isinstance(path, str) and is_url(path):
-        from dynamics.traces.stored_run import StoredRun  # which is a Run
-
-        return StoredRun(path)
-    path = Path(path)
-    if not (path / RUN_FILE).is_file():
-        raise TraceError(nothing_there(path, RUN_FILE, "run"))
-    return Run(path)

@@ -1,4 +1,4 @@
-"""Reads studies: `open_study`."""
+"""Reads studies."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from dynamics.traces.errors import SchemaError, TraceError
-from dynamics.traces.layout import RUN_FILE, STUDY_FILE, is_url, nothing_there, read_json
+from dynamics.traces.layout import RUN_FILE, STUDY_FILE, read_json
 from dynamics.traces.query import MEMORY_LIMIT, factor_columns, query_runs
 from dynamics.traces.reader import Run
 from dynamics.traces.schema import check_schema_version
@@ -114,27 +114,3 @@ class Study:
             memory_limit=memory_limit,
             threads=threads,
         )
-
-
-def open_study(path: str | Path) -> Study:
-    """Open a study: a folder of runs with a `study.json`.
-
-    Args:
-        path: Folder of the study, or its URL on an object store.
-
-    Returns:
-        The study.
-
-    Raises:
-        TraceError: If there is no study at the path.
-        SchemaError: If it is of a schema version that cannot be read.
-        OSError: If an object store has no such bucket, refuses us or cannot be reached.
-    """
-    if isinstance(path, str) and is_url(path):
-        from dynamics.traces.stored_run import StoredStudy  # which is a Study
-
-        return StoredStudy(path)
-    path = Path(path)
-    if not (path / STUDY_FILE).is_file():
-        raise TraceError(nothing_there(path, STUDY_FILE, "study"))
-    return Study(path)

@@ -34,6 +34,7 @@ from dynamics.traces.compaction.manifest import (
 )
 from dynamics.traces.errors import CorruptTraceError, TraceError
 from dynamics.traces.layout import Progress, sync_folder
+from dynamics.traces.open import open_run
 from dynamics.traces.parts import (
     Part,
     bucket_parts,
@@ -42,7 +43,7 @@ from dynamics.traces.parts import (
     replaced_path,
     verify_part,
 )
-from dynamics.traces.reader import Run, open_run
+from dynamics.traces.reader import Run
 from dynamics.traces.schema import SAMPLES, TABLES
 
 
