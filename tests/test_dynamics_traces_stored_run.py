@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from made_runs import compacted, make_run
 from object_store import BUCKET, local_store
+from typer.testing import CliRunner
 
 from dynamics import open_run, open_study
 from dynamics.describe import describe_run
@@ -221,3 +222,22 @@ def test_two_runs_uploaded_to_one_place_are_not_read_as_one(store, cache, made, 
     store.put(f"twice/a/{changed}", b"another run's")
     with pytest.raises(TraceError, match="two runs were uploaded to one place"):
         run.samples()
+
+
+def test_the_command_line_takes_a_url(store, cache, made, tmp_path, monkeypatch):
+    from studies.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    url = store.upload(made.path, "command/a")
+    described = CliRunner().invoke(app, ["inspect", url, "--json"])
+    assert described.exit_code == 0, described.output
+    assert json.loads(described.stdout) == describe_run(open_run(url))
+    exported = CliRunner().invoke(app, ["export", url, "--out", "rows.csv"])
+    assert exported.exit_code == 0, exported.output
+    assert len(pd.read_csv("rows.csv")) == len(made.run.samples(repeats=True))
+    reported = CliRunner().invoke(app, ["report", url])
+    assert reported.exit_code == 0, reported.output
+    assert url in (tmp_path / "report.html").read_text(encoding="utf-8")
+    refused = CliRunner().invoke(app, ["report", f"s3://{BUCKET}/nothing"])
+    assert refused.exit_code == 2
+    assert "holds nothing" in refused.output
