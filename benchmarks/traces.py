@@ -30,20 +30,23 @@ EPOCHS, BATCH, ROWS_PER_APPEND = 80, 256, 16_384
 VALUES = ("loss", "margin", "grad_norm")
 
 
-def write_trace(path: Path, n_samples: int, values: Sequence[str]) -> dict[str, float]:
-    """Write a run of random values, and tell what that took."""
+def write_trace(
+    path: Path, n_samples: int, values: Sequence[str], ids: np.ndarray | None = None
+) -> dict[str, float]:
+    """Write a run of random values, and tell what that took; sample ids from 0 by default."""
     from dynamics.traces import TraceWriter, begin_attempt, create_run
 
     create_run(path, {"n_samples": n_samples})
     attempt = begin_attempt(path, from_step=0, from_epoch=0)
     writer = TraceWriter(path, attempt=attempt, max_seconds=1e9)
     rng = np.random.default_rng(0)
+    all_ids = np.arange(n_samples) if ids is None else ids
     step, start = 0, time.perf_counter()
     for epoch in range(EPOCHS):
-        order = rng.permutation(n_samples)
+        order = rng.permutation(all_ids)
         for first in range(0, n_samples, ROWS_PER_APPEND):
-            ids = order[first : first + ROWS_PER_APPEND]
-            columns = random_rows(rng, ids, epoch, step, values)
+            chosen = order[first : first + ROWS_PER_APPEND]
+            columns = random_rows(rng, chosen, epoch, step, values)
             writer.append("samples", columns)
             step = int(columns["step"][-1]) + 1
     writer.close()

@@ -26,7 +26,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     keys = {"step", "epoch", "sample_id", "occurrence", "status"}
     scalars = run.scalars()
     return {
-        "run": str(run.path),
+        "run": run.location,
         "run_id": run.info.get("run_id"),
         "schema": run.info.get("schema_version"),
         "ended": "cleanly" if run.ended_cleanly else "not yet, or interrupted",
@@ -55,7 +55,7 @@ def describe_study(study: Study) -> dict[str, Any]:
     """
     table = study.table()
     return {
-        "study": str(study.path),
+        "study": study.location,
         "name": study.name,
         "factors": study.factors,
         "runs": len(table),

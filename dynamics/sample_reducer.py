@@ -5,11 +5,15 @@ rows are brought into segments, one for each sample, and each segment is reduced
 """
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+
+from dynamics.traces.resume import Attempt
+from dynamics.traces.row_groups import THREADS, Footer
+from dynamics.traces.scan import iter_first
 
 MEANS = ("margin", "el2n", "grad_norm")
 SPREADS = ("loss", "p_true")
@@ -227,6 +231,46 @@ class SampleReducer:
             "mean_grad_norm": mean["grad_norm"],
         }
         return pd.DataFrame(columns, index=pd.Index(ids, name="sample_id"), copy=False)
+
+
+def reduce_rows(
+    footers: Sequence[Footer],
+    attempts: Sequence[Attempt],
+    *,
+    memory_limit: int,
+    until_epoch: int | None = None,
+    sample_range: tuple[int, int] | None = None,
+    threads: int = THREADS,
+) -> pd.DataFrame:
+    """The summary of the rows of parts, of some samples or all.
+
+    Args:
+        footers: Footers of the parts, in the order of recording.
+        attempts: Attempts of the run.
+        memory_limit: Bytes for the arrays.
+        until_epoch: Last epoch to look at; the last recorded one by default.
+        sample_range: First and last sample; all by default.
+        threads: Threads that decode.
+
+    Returns:
+        The summary, index `sample_id`.
+
+    Raises:
+        MemoryError: If there are more samples than the limit has room for.
+    """
+    filled = {name for footer in footers for name in footer.filled}
+    columns = [name for name in (*MEANS, *SPREADS, "correct") if name in filled]
+    reducer = SampleReducer(columns, memory_limit=memory_limit)
+    for rows in iter_first(
+        footers,
+        attempts,
+        columns,
+        until_epoch=until_epoch,
+        sample_range=sample_range,
+        threads=threads,
+    ):
+        reducer.add(rows)
+    return reducer.result()
 
 
 def _turns(ids: np.ndarray, epochs: np.ndarray) -> Iterator[tuple[slice | np.ndarray, bool]]:

@@ -12,7 +12,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from dynamics.sample_reducer import MEANS, SPREADS, SampleReducer
+from dynamics.executors import Executor, open_executor
+from dynamics.sample_ranges import summarise_ranges
+from dynamics.sample_reducer import reduce_rows
 from dynamics.traces import Run, Status
 from dynamics.traces.query import MEMORY_LIMIT
 from dynamics.traces.scan import check_columns, iter_first
@@ -28,10 +30,13 @@ def summarise_samples(
     until_epoch: int | None = None,
     engine: Engine = "auto",
     memory_limit: int = MEMORY_LIMIT,
+    executor: Executor | None = None,
+    workers: int | None = None,
 ) -> pd.DataFrame:
     """Reduce a trace to one row per sample.
 
-    Takes some 6 s for 102 M rows of 1.28 M samples and three values each on two cores.
+    Takes some 6 s for 102 M rows of 1.28 M samples and three values each on two cores. Several
+    machines share the work through Ray; docs/scale.md says from where on that pays.
 
     Args:
         run: The run.
@@ -39,7 +44,13 @@ def summarise_samples(
             are best before the network has memorised, see `choose_epoch`.
         engine: `numpy` or `duckdb`; by default NumPy, unless the samples do not fit in the limit.
         memory_limit: Bytes for the arrays, beside the rows in flight (some 300 MB), or for DuckDB,
-            which was seen to take 0.7 GB more than a limit of 1 GB.
+            which was seen to take 0.7 GB more than a limit of 1 GB. Of each worker, if there are
+            any.
+        executor: `process` or `ray` to share the work by ranges of samples; by default this process
+            does it. `ray` uses the Ray that you have joined with `ray.init`, or the cluster at
+            `RAY_ADDRESS`, whose machines must all be able to read the run where it is; else it
+            starts one here and stops it again. The result is the same.
+        workers: Ranges at a time, each on one core; by default as many as there are cores.
 
     Returns:
         Index `sample_id`; columns of the roster, and
@@ -60,9 +71,21 @@ def summarise_samples(
         are over the recorded values; a column that was not recorded is all missing.
 
     Raises:
-        MemoryError: If `engine` is NumPy and the samples do not fit in the limit.
+        ImportError: If `executor` is Ray, and that is not installed.
+        MemoryError: If `engine` is NumPy, or there are workers, and the samples (of a range) do not
+            fit in the limit.
+        ValueError: If workers are asked for, and DuckDB or no executor.
     """
-    if engine == "duckdb":
+    if executor is None and workers is not None:
+        raise ValueError('workers are those of an executor: executor="process" or "ray".')
+    if executor is not None:
+        if engine == "duckdb":
+            raise ValueError("An executor's workers reduce by NumPy; leave engine away.")
+        with open_executor(executor, workers) as (spread, n_workers):
+            summary = summarise_ranges(
+                run, spread, n_workers, until_epoch=until_epoch, memory_limit=memory_limit
+            )
+    elif engine == "duckdb":
         summary = _summarise_by_sql(run, until_epoch, memory_limit)
     else:
         try:
@@ -76,13 +99,9 @@ def summarise_samples(
 
 
 def _summarise_by_numpy(run: Run, until_epoch: int | None, memory_limit: int) -> pd.DataFrame:
-    footers = run.footers()
-    filled = {name for footer in footers for name in footer.filled}
-    columns = [name for name in (*MEANS, *SPREADS, "correct") if name in filled]
-    reducer = SampleReducer(columns, memory_limit=memory_limit)
-    for rows in iter_first(footers, run.attempts, columns, until_epoch=until_epoch):
-        reducer.add(rows)
-    return reducer.result()
+    return reduce_rows(
+        run.footers(), run.attempts, until_epoch=until_epoch, memory_limit=memory_limit
+    )
 
 
 _SUMMARY = """

@@ -20,7 +20,7 @@ def describe_provenance(run: Run) -> dict[str, str]:
     """
     info = run.info
     described = {
-        "Run": str(run.path),
+        "Run": run.location,
         "Run id": str(info.get("run_id", "")),
         "Started": run.attempts[0].created_utc if run.attempts else "",
         "Imported": "; ".join(_compact(s) for s in (read_import(info) or {}).get("sources", [])),

@@ -58,12 +58,15 @@ def demo(
 @app.command()
 def report(
     paths: Annotated[
-        list[Path],
-        typer.Argument(help="Folder of a run or a study; of several studies to compare."),
+        list[str],
+        typer.Argument(help="Folder or URL of a run or a study; of several studies to compare."),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="HTML file; PATH/report.html by default, comparison.html for several."),
+        typer.Option(
+            help="HTML file; report.html in PATH by default, or here if PATH is a URL; "
+            "comparison.html for several."
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Data set for pictures, if not where the run says.")
@@ -74,10 +77,12 @@ def report(
 ) -> None:
     """Write the HTML report of a run or a study, or of several studies side by side."""
     with explained():
+        from dynamics.traces.layout import is_url
         from reports import write_report
 
         if len(paths) == 1:
-            source, default = _open(paths[0]), paths[0] / "report.html"
+            source = _open(paths[0])
+            default = Path("." if is_url(paths[0]) else paths[0]) / "report.html"
         else:
             from dynamics import open_study
 
@@ -88,7 +93,7 @@ def report(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Folder of a run or a study.")],
+    path: Annotated[str, typer.Argument(help="Folder or URL of a run or a study.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a run or a study holds."""
@@ -105,11 +110,16 @@ def inspect(
             typer.echo(f"{name:<14} {_one_line(value)}")
 
 
-def _open(path: Path) -> Any:
+def _open(path: str) -> Any:
     from dynamics import open_run, open_study
-    from dynamics.traces.layout import STUDY_FILE
+    from dynamics.traces.layout import STUDY_FILE, is_url
+    from dynamics.traces.object_store import StoredFolder
 
-    return open_study(path) if (path / STUDY_FILE).is_file() else open_run(path)
+    if is_url(path):
+        is_study = STUDY_FILE in StoredFolder(path).list(recursive=False)
+    else:
+        is_study = (Path(path) / STUDY_FILE).is_file()
+    return open_study(path) if is_study else open_run(path)
 
 
 def _one_line(value: object) -> str:

@@ -89,7 +89,7 @@ def import_command(
 
 
 def export_command(
-    path: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    path: Annotated[str, typer.Argument(help="Folder or URL of a run.")],
     out: Annotated[Path, typer.Option(help="File that ends in .csv, .parquet or .jsonl.")],
     table: Annotated[TableName, typer.Option(help="Which table.")] = TableName.samples,
 ) -> None:

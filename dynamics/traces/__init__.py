@@ -2,10 +2,11 @@
 
 from dynamics.traces.errors import CorruptTraceError, SchemaError, StaleWriterError, TraceError
 from dynamics.traces.foreign.import_log import import_log
-from dynamics.traces.reader import Run, open_run
+from dynamics.traces.open import open_run, open_study
+from dynamics.traces.reader import Run
 from dynamics.traces.resume import begin_attempt, create_run
 from dynamics.traces.schema import SCHEMA_VERSION, TABLES, Status
-from dynamics.traces.study import Study, open_study
+from dynamics.traces.study import Study
 from dynamics.traces.writer import TraceWriter
 
 __all__ = [

@@ -56,6 +56,11 @@ class PartName:
         return cls(int(attempt), int(sequence), int(first_step), int(last_step), content_hash)
 
 
+def is_url(path: str) -> bool:
+    """Whether a path names a place on an object store, such as s3://bucket/runs/a."""
+    return "://" in path
+
+
 def run_folder(parent: Path, name: str) -> Path:
     """Folder of the run called `name` in `parent`.
 
@@ -76,6 +81,7 @@ def run_folder(parent: Path, name: str) -> Path:
             ", starting with a letter or digit and not ending in a dot, and none of the names that "
             "Windows reserves."
         )
+    _refuse_url(parent)
     folder = parent / name
     if folder.is_symlink():
         raise TraceError(
@@ -83,6 +89,16 @@ def run_folder(parent: Path, name: str) -> Path:
             "Name the folder that it points to."
         )
     return folder
+
+
+def _refuse_url(path: Path) -> None:
+    """A URL that was made a path has lost a slash, and would be a folder called `s3:` here."""
+    if re.match(r"[a-z][a-z0-9+]+:/", path.as_posix()):
+        raise TraceError(
+            f"{path} is on an object store, where runs are read but never written. Record to a "
+            "disk and upload the folder, for example with `aws s3 sync`; copy it to a disk to mend "
+            "or compact it."
+        )
 
 
 def content_hash(data: bytes) -> str:
@@ -221,6 +237,7 @@ def looks_like_run(path: Path) -> bool:
 
 def nothing_there(path: Path, file: str, kind: str) -> str:
     """The text of the error for a path that is not the folder of a run or study."""
+    _refuse_url(path)
     if not path.exists():
         return f"{path} does not exist. Expected the folder of a {kind}, with a {file} in it."
     if (path / STUDY_FILE).is_file():

@@ -78,11 +78,12 @@ def list_parts(folder: Path, table: str) -> list[Part]:
 
 def stored_parts(folder: Path, table: str) -> list[Part]:
     """Part files of a table as they lie in its folders, replaced ones included."""
-    parts = []
-    for path in files_of_ranks(folder / table):
-        name = PartName.parse(path.name)
-        if name is not None:
-            parts.append(Part(name, path))
+    return parts_among(files_of_ranks(folder / table))
+
+
+def parts_among(paths: Iterable[Path]) -> list[Part]:
+    """Those of some files that are parts by their names, in the order of recording."""
+    parts = [Part(name, path) for path in paths if (name := PartName.parse(path.name)) is not None]
     return sorted(parts, key=lambda part: (part.name.first_step, part.name, part.path))
 
 

@@ -1,4 +1,4 @@
-"""Reads runs: `open_run`.
+"""Reads runs.
 
 Rows that a resumed run has replaced are left out, so each (epoch, sample, occurrence) is read once.
 """
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from dynamics.traces.cost import cost_table
 from dynamics.traces.errors import CorruptTraceError, TraceError
-from dynamics.traces.layout import RUN_FILE, nothing_there, read_json
+from dynamics.traces.layout import RUN_FILE, read_json
 from dynamics.traces.parts import (
     Part,
     PartGoneError,
@@ -28,7 +28,7 @@ from dynamics.traces.parts import (
 )
 from dynamics.traces.query import MEMORY_LIMIT, query_runs
 from dynamics.traces.resume import Attempt, fences_over, read_attempts
-from dynamics.traces.row_groups import Footer, Selection, block_columns, read_footers
+from dynamics.traces.row_groups import THREADS, Footer, Selection, block_columns, read_footers
 from dynamics.traces.scan import check_columns, complete, scan, scan_epochs
 from dynamics.traces.schema import (
     BLOCK_PREFIX,
@@ -47,12 +47,14 @@ class Run:
 
     Attributes:
         path: Folder of the run.
+        location: Where the run was opened: that folder, or the URL of a run on an object store.
         name: Name of that folder.
         info: Content of `run.json`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.location = str(path)
         self.name = path.resolve().name
         self.info: dict[str, Any] = read_json(path / RUN_FILE)
         check_schema_version(self.info.get("schema_version"), str(path / RUN_FILE))
@@ -60,7 +62,7 @@ class Run:
         self._footers: dict[Part, Footer] = {}
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
+        return f"Run({self.location!r})"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -210,17 +212,23 @@ class Run:
                 f"{self.path} has no vector {name!r}{'' if epoch is None else f' of epoch {epoch}'}"
                 f"; it has {there}. Record it with FisherTrace(..., diagonal=every(epochs=k))."
             )
-        return read_vector(wanted[-1])
+        return self._read_vector(wanted[-1])
 
     def _live_vectors(self) -> list[VectorFile]:
         return [
             file
-            for file in list_vectors(self.path)
+            for file in self._list_vectors()
             if all(
                 (file.step, file.epoch) < fence
                 for fence in fences_over(file.attempt, self.attempts)
             )
         ]
+
+    def _list_vectors(self) -> list[VectorFile]:
+        return list_vectors(self.path)
+
+    def _read_vector(self, file: VectorFile) -> dict[str, np.ndarray]:
+        return read_vector(file)
 
     def sql(
         self,
@@ -289,7 +297,27 @@ class Run:
         ]
         for part in parts:
             self._check_attempt(part)
-        return read_footers(parts, self._footers, self._verified)
+        return self.footers_of(parts)
+
+    def footers_of(self, parts: Sequence[Part], *, threads: int = THREADS) -> list[Footer]:
+        """Footers of some parts of `samples`; a part's first time, it is hashed.
+
+        Args:
+            parts: Parts as `parts` has listed them.
+            threads: Parts that are hashed at a time.
+
+        Returns:
+            The footers, in order.
+
+        Raises:
+            CorruptTraceError: If a part is damaged.
+            PartGoneError: If a part is not there any more.
+        """
+        return read_footers(parts, self._footers, self._verified, threads=threads)
+
+    def adopt(self, footers: Iterable[Footer]) -> None:
+        """Take footers of parts that another process has hashed, so that this one need not."""
+        self._footers |= {footer.part: footer for footer in footers}
 
     def sample_tables(
         self,
@@ -372,22 +400,3 @@ def _ascending(values: Iterable[int] | None) -> np.ndarray | None:
 def _empty(spec: Table, columns: Sequence[str]) -> pa.Table:
     blocks = [column for column in columns if column.startswith(BLOCK_PREFIX)]
     return spec.schema(blocks).empty_table().select(columns)
-
-
-def open_run(path: str | Path) -> Run:
-    """Open a recorded run.
-
-    Args:
-        path: Folder of the run.
-
-    Returns:
-        The run.
-
-    Raises:
-        TraceError: If there is no run at the path.
-        SchemaError: If it is of a schema version that cannot be read.
-    """
-    path = Path(path)
-    if not (path / RUN_FILE).is_file():
-        raise TraceError(nothing_there(path, RUN_FILE, "run"))
-    return Run(path)

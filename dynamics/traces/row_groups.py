@@ -23,7 +23,8 @@ from dynamics.traces.parts import Part, PartGoneError, Verified, is_block, open_
 from dynamics.traces.schema import BLOCK_PREFIX, SAMPLES
 
 ROWS_PER_READ = 2**20
-_THREADS = 2
+THREADS = 2
+"""Threads that decode ahead of the one that asks."""
 _EVERYTHING = (np.iinfo(np.int64).min, np.iinfo(np.int64).max)
 
 Item = TypeVar("Item")
@@ -67,15 +68,20 @@ class Reading:
 
 
 def read_footers(
-    parts: Sequence[Part], known: dict[Part, Footer], verified: Verified
+    parts: Sequence[Part],
+    known: dict[Part, Footer],
+    verified: Verified,
+    *,
+    threads: int = THREADS,
 ) -> list[Footer]:
-    """Footers of parts, each hashed before it is parsed, two at a time.
+    """Footers of parts, each hashed before it is parsed.
 
     Args:
         parts: The parts.
         known: Footers read before; those of files that have not changed since are taken from it,
             and new ones are added.
         verified: Files whose hash has been compared; these join them.
+        threads: Parts that are hashed at a time.
 
     Returns:
         One footer for each part, in order.
@@ -84,7 +90,7 @@ def read_footers(
         CorruptTraceError: If a part's bytes are not those written.
     """
     stale = [p for p in parts if p not in known or known[p].stamp != _stamp(p)]
-    found = in_threads(lambda part: _read_footer(part, verified), stale)
+    found = in_threads(lambda part: _read_footer(part, verified), stale, threads)
     known.update(zip(stale, found, strict=True))
     return [known[part] for part in parts]
 
@@ -154,12 +160,14 @@ class Selection:
         epochs: Epochs wanted, ascending; None for all.
         sample_ids: Samples wanted, ascending; None for all.
         between: First and last epoch wanted; None for all.
+        sample_range: First and last sample wanted; None for all.
         is_first: Whether only rows of occurrence 0 are wanted.
     """
 
     epochs: np.ndarray | None = None
     sample_ids: np.ndarray | None = None
     between: tuple[float, float] | None = None
+    sample_range: tuple[int, int] | None = None
     is_first: bool = False
 
     def may_hold(self, footer: Footer) -> np.ndarray:
@@ -169,10 +177,12 @@ class Selection:
             if values is not None:  # whether any value lies within the bounds
                 first = np.searchsorted(values, bounds[:, 0], side="left")
                 wanted &= first < np.searchsorted(values, bounds[:, 1], side="right")
-        if self.between is not None:
-            wanted &= (footer.epochs[:, 0] <= self.between[1]) & (
-                footer.epochs[:, 1] >= self.between[0]
-            )
+        for bounds, limits in (
+            (footer.epochs, self.between),
+            (footer.sample_ids, self.sample_range),
+        ):
+            if limits is not None:
+                wanted &= (bounds[:, 0] <= limits[1]) & (bounds[:, 1] >= limits[0])
         return wanted
 
     def holds(self, rows: pa.Table) -> np.ndarray:
@@ -182,9 +192,10 @@ class Selection:
             wanted &= _is_among(rows["epoch"].to_numpy(), self.epochs)
         if self.sample_ids is not None:
             wanted &= _is_among(rows["sample_id"].to_numpy(), self.sample_ids)
-        if self.between is not None:
-            epoch = rows["epoch"].to_numpy()
-            wanted &= (epoch >= self.between[0]) & (epoch <= self.between[1])
+        for name, limits in (("epoch", self.between), ("sample_id", self.sample_range)):
+            if limits is not None:
+                values = rows[name].to_numpy()
+                wanted &= (values >= limits[0]) & (values <= limits[1])
         if self.is_first:
             wanted &= rows["occurrence"].to_numpy() == 0
         return wanted
@@ -249,22 +260,28 @@ def read(
         return rows
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS
+) -> Iterator[Result]:
     """Results of a function in the order of its arguments, worked out a little ahead, in threads.
 
     Args:
         function: What to do.
         items: Its arguments.
+        threads: How many; with 1, the one that asks does the work itself.
 
     Yields:
         Its results.
     """
+    if threads == 1:
+        yield from map(function, items)
+        return
     pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="trace-reader") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="trace-reader") as pool:
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) > _THREADS:
+                if len(pending) > threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -16,6 +16,7 @@ from dynamics.traces.errors import SchemaError
 from dynamics.traces.occurrence import number_across_ranks, rank_of
 from dynamics.traces.resume import NEVER, Attempt, fences_over, sample_fence
 from dynamics.traces.row_groups import (
+    THREADS,
     Footer,
     Reading,
     Selection,
@@ -35,6 +36,8 @@ def scan(
     attempts: Sequence[Attempt],
     columns: Sequence[str] | None,
     selection: Selection,
+    *,
+    threads: int = THREADS,
 ) -> Iterator[pa.Table]:
     """Rows that count, about a million at once, in the order in which they were recorded.
 
@@ -43,6 +46,7 @@ def scan(
         attempts: Attempts of the run, whose fences are applied.
         columns: Columns wanted beside the keys; all by default. `rank` is one too.
         selection: Rows wanted.
+        threads: Threads that decode.
 
     Yields:
         Tables with those of the columns that hold any value in the part. `occurrence` is as
@@ -64,7 +68,7 @@ def scan(
             rows = rows.append_column("rank", pa.repeat(rank, rows.num_rows))
         return rows
 
-    for rows in in_threads(load, plan(footers, selection)):
+    for rows in in_threads(load, plan(footers, selection), threads):
         if rows.num_rows:
             yield rows
 
@@ -125,6 +129,8 @@ def scan_epochs(
     attempts: Sequence[Attempt],
     columns: Sequence[str],
     selection: Selection | None = None,
+    *,
+    threads: int = THREADS,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Rows that count, one epoch after the other.
 
@@ -133,6 +139,7 @@ def scan_epochs(
         attempts: Attempts of the run.
         columns: Columns wanted.
         selection: Rows wanted; all by default.
+        threads: Threads that decode.
 
     Yields:
         Epoch and its rows: exactly the columns wanted, occurrences numbered over all ranks.
@@ -146,7 +153,7 @@ def scan_epochs(
         # A rank does not know what the others have seen, so an epoch is numbered as a whole.
         recorded = replace(within, is_first=within.is_first and not is_parallel)
         pieces: dict[int, list[pa.Table]] = {}
-        for rows in scan(footers, attempts, wanted, recorded):
+        for rows in scan(footers, attempts, wanted, recorded, threads=threads):
             for epoch, piece in _split(rows):
                 pieces.setdefault(epoch, []).append(piece)
         for epoch in sorted(pieces):
@@ -163,7 +170,9 @@ def iter_first(
     columns: Sequence[str],
     *,
     until_epoch: int | None = None,
+    sample_range: tuple[int, int] | None = None,
     epoch_by_epoch: bool = False,
+    threads: int = THREADS,
 ) -> Iterator[dict[str, np.ndarray]]:
     """First presentations, one of each (epoch, sample), each sample's in the order of its epochs.
 
@@ -172,18 +181,21 @@ def iter_first(
         attempts: Attempts of the run.
         columns: Columns wanted beside `epoch` and `sample_id`.
         until_epoch: Last epoch wanted; all by default.
+        sample_range: First and last sample wanted; all by default.
         epoch_by_epoch: Whether one epoch whole must follow the other.
+        threads: Threads that decode.
 
     Yields:
         Arrays by column, missing values NaN; a column without any value may be left out.
     """
     between = None if until_epoch is None else (-np.inf, until_epoch)
-    selection = Selection(between=between, is_first=True)
+    selection = Selection(between=between, sample_range=sample_range, is_first=True)
     if epoch_by_epoch or not comes_in_order(footers, attempts):
-        epochs = scan_epochs(footers, attempts, ["epoch", "sample_id", *columns], selection)
+        wanted = ["epoch", "sample_id", *columns]
+        epochs = scan_epochs(footers, attempts, wanted, selection, threads=threads)
         tables: Iterator[pa.Table] = (rows for _, rows in epochs)
     else:
-        tables = scan(footers, attempts, columns, selection)
+        tables = scan(footers, attempts, columns, selection, threads=threads)
     for rows in tables:
         present = (c for c in ("epoch", "sample_id", *columns) if c in rows.column_names)
         yield {name: rows[name].to_numpy() for name in present}

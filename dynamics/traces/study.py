@@ -1,4 +1,4 @@
-"""Reads studies: `open_study`."""
+"""Reads studies."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from dynamics.traces.errors import SchemaError, TraceError
-from dynamics.traces.layout import RUN_FILE, STUDY_FILE, nothing_there, read_json
+from dynamics.traces.layout import RUN_FILE, STUDY_FILE, read_json
 from dynamics.traces.query import MEMORY_LIMIT, factor_columns, query_runs
 from dynamics.traces.reader import Run
 from dynamics.traces.schema import check_schema_version
@@ -22,18 +22,20 @@ class Study:
 
     Attributes:
         path: Folder of the study.
+        location: Where the study was opened: that folder, or its URL on an object store.
         info: Content of `study.json`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.location = str(path)
         self.info: dict[str, Any] = read_json(path / STUDY_FILE)
         check_schema_version(self.info.get("schema_version"), str(path / STUDY_FILE))
         if not isinstance(self.info.get("factors"), dict):
             raise SchemaError(f"{path / STUDY_FILE} has no `factors` (factor name to levels).")
 
     def __repr__(self) -> str:
-        return f"Study({str(self.path)!r})"
+        return f"Study({self.location!r})"
 
     @property
     def name(self) -> str:
@@ -112,22 +114,3 @@ class Study:
             memory_limit=memory_limit,
             threads=threads,
         )
-
-
-def open_study(path: str | Path) -> Study:
-    """Open a study: a folder of runs with a `study.json`.
-
-    Args:
-        path: Folder of the study.
-
-    Returns:
-        The study.
-
-    Raises:
-        TraceError: If there is no study at the path.
-        SchemaError: If it is of a schema version that cannot be read.
-    """
-    path = Path(path)
-    if not (path / STUDY_FILE).is_file():
-        raise TraceError(nothing_there(path, STUDY_FILE, "study"))
-    return Study(path)

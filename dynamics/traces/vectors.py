@@ -7,7 +7,7 @@ another, and in the footer their names and shapes. The name says when it was tak
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,12 @@ def list_vectors(folder: Path) -> list[VectorFile]:
     Returns:
         The files.
     """
-    found = [parse_vector_name(path) for path in files_of_ranks(folder / VECTORS)]
-    known = [file for file in found if file is not None]
+    return vectors_among(files_of_ranks(folder / VECTORS))
+
+
+def vectors_among(paths: Iterable[Path]) -> list[VectorFile]:
+    """Those of some files that are vectors by their names, in the order of taking."""
+    known = [file for path in paths if (file := parse_vector_name(path)) is not None]
     return sorted(known, key=lambda file: (file.step, file.epoch, file.attempt, file.name))
 
 

@@ -34,6 +34,7 @@ from dynamics.traces.compaction.manifest import (
 )
 from dynamics.traces.errors import CorruptTraceError, TraceError
 from dynamics.traces.layout import Progress, sync_folder
+from dynamics.traces.open import open_run
 from dynamics.traces.parts import (
     Part,
     bucket_parts,
@@ -42,7 +43,7 @@ from dynamics.traces.parts import (
     replaced_path,
     verify_part,
 )
-from dynamics.traces.reader import Run, open_run
+from dynamics.traces.reader import Run
 from dynamics.traces.schema import SAMPLES, TABLES
 
 
@@ -65,7 +66,7 @@ def compact(path: str | Path, *, force: bool = False, progress: Progress = iter)
         CorruptTraceError: If a part is damaged, or what was written reads back differently. The
             run is then as it was before.
     """
-    run = open_run(path)
+    run = open_run(Path(path))
     _refuse_if_live(run, force)
     _clear_leftovers(run.path)
     number = 1 + max((number for number, _ in list_versions(run.path)), default=0)

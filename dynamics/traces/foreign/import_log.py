@@ -18,7 +18,8 @@ from dynamics.traces.foreign.log import Log, Options
 from dynamics.traces.foreign.source import FORMATS, recognise
 from dynamics.traces.foreign.stage import Stage
 from dynamics.traces.layout import sync_folder
-from dynamics.traces.reader import Run, open_run
+from dynamics.traces.open import open_run
+from dynamics.traces.reader import Run
 from dynamics.traces.resume import begin_attempt, create_run, describe_versions
 from dynamics.traces.writer import TraceWriter
 
