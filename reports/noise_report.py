@@ -16,6 +16,7 @@ from dynamics.noise_law import (
     summarise_noise_table,
 )
 from dynamics.traces import Study, TraceError
+from reports.missing_runs import missing_runs
 from reports.page import Cell, Page, PageTable, Panel, Section
 from reports.provenance import describe_provenance
 from reports.study_figures import plot_label_precision, plot_noise_law
@@ -134,9 +135,7 @@ def _caveats(study: Study, ended: pd.DataFrame) -> list[str]:
             f"{len(weak)} run(s) ended below {MEMORISED:.1%} training accuracy: "
             f"{', '.join(weak['run'])}. The law is about networks that have memorised."
         )
-    table = study.table()
-    unfinished = table.loc[~table["ended_cleanly"].astype(bool), "run"].tolist()
-    if unfinished:
+    if unfinished := missing_runs(study):
         caveats.append(f"Left out, because they have not ended: {', '.join(unfinished)}.")
     caveats.append(
         "Accuracy here is against the noisy labels of held-out data, as in the paper; against the "

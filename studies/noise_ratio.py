@@ -11,17 +11,23 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from dynamics.noise_law import noise_table
+from dynamics.traces import Study
 from probes import Recorder, SampleLoss
+from studies.lab.adaptive import run_until
 from studies.lab.corruption import NoiseKind, corrupt_labels
 from studies.lab.data import TensorData, describe_dataset, load_dataset, to_tensors
+from studies.lab.executors import Executor
 from studies.lab.models import build_mlp
-from studies.lab.sweep import begun, content_of, run_sweep
+from studies.lab.sweep import SweepResult, begun, content_of, run_sweep
 from studies.lab.train import Recipe, predict, record_accuracy, train
 
 NAME = "noise-ratio"
+FACTORS = ["noise", "ratio", "seed"]
 MEMORISED = 0.999
 """Training accuracy, on the noisy labels, at which a run ends."""
 
@@ -48,43 +54,87 @@ class NoiseRatioConfig(BaseModel):
         return f"{self.noise}-{self.ratio:g}-seed{self.seed}"
 
 
-def run_study(
-    out: Path,
+def plan_runs(
     *,
     data: str,
     noises: Sequence[NoiseKind],
     ratios: Sequence[float],
     seeds: int,
     n_images: int,
-) -> None:
-    """Run every combination that has not been run yet.
+) -> list[NoiseRatioConfig]:
+    """The runs of a study: every combination.
 
     Args:
-        out: Folder of the study.
         data: What `open_dataset` takes.
         noises: Kinds of noise.
         ratios: Noise ratios.
         seeds: Number of seeds, from 0.
         n_images: Images used in all, at most what there are; half of them are trained on.
+
+    Returns:
+        The configurations.
     """
     n_images = min(n_images, len(load_dataset(data).y_train))
-    configs = [
+    return [
         NoiseRatioConfig(data=data, noise=noise, ratio=ratio, seed=seed, n_images=n_images)
         for noise, ratio, seed in product(noises, ratios, range(seeds))
     ]
-    run_sweep(
+
+
+def run_configs(
+    out: Path,
+    configs: Sequence[NoiseRatioConfig],
+    *,
+    executor: Executor | None = None,
+    until: float | None = None,
+    budget: int = 0,
+) -> SweepResult:
+    """Run configurations that have not been run yet.
+
+    Args:
+        out: Folder of the study.
+        configs: The runs.
+        executor: Where they are made; one after the other in this process by default.
+        until: Standard error of the mean held-out accuracy, against noisy labels, that every kind
+            and ratio is to reach by adding seeds; none are added by default.
+        budget: Runs in all, where `until` is given.
+
+    Returns:
+        Which runs did not end.
+    """
+    if until is None:
+        return run_sweep(out, NAME, configs, FACTORS, run_one, executor)
+    return run_until(
         out,
         NAME,
         configs,
-        ["noise", "ratio", "seed"],
+        FACTORS,
         run_one,
+        values=held_out_accuracies,
+        until=until,
+        budget=budget,
+        executor=executor,
     )
+
+
+def held_out_accuracies(study: Study) -> pd.DataFrame:
+    """The accuracy on held-out noisy labels of each run that has ended.
+
+    Args:
+        study: A study named noise-ratio.
+
+    Returns:
+        One row per run: its factors and `value`.
+    """
+    runs = noise_table(study)
+    ended = runs[runs["ended_cleanly"].astype(bool)]
+    return ended[[*FACTORS, "held_out_noisy"]].rename(columns={"held_out_noisy": "value"})
 
 
 def run_one(out: Path, config: NoiseRatioConfig) -> None:
     """Run one combination, unless it has been run.
 
-    A run that was interrupted starts again from its first step, in the same folder.
+    A run that was interrupted goes on from its checkpoint, in the same folder.
 
     Args:
         out: Folder of the run.

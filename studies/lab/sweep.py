@@ -52,6 +52,18 @@ class SweepResult:
     failures: Sequence[Outcome]
     out: Path
 
+    def joined(self, other: "SweepResult") -> "SweepResult":
+        """This and another part of the same sweep.
+
+        Args:
+            other: What came of the other part.
+
+        Returns:
+            What came of both.
+        """
+        failures = [*self.failures, *other.failures]
+        return SweepResult(self.n_runs + other.n_runs, failures, self.out)
+
     def describe(self) -> str:
         """The failures, a line each with the path of its log."""
         lines = [f"{len(self.failures)} of {self.n_runs} runs did not end:"]
@@ -89,7 +101,9 @@ def run_sweep(
 
     Raises:
         TraceError: If a folder holds a run of another configuration; nothing is run then.
+        ValueError: If two configurations have the same name.
     """
+    _check_names(configs)
     waiting = [
         Task(out / config.run_name, config, run_one)
         for config in configs
@@ -106,6 +120,16 @@ def run_sweep(
                 failures.append(outcome)
                 bar.write(f"dynamics: {outcome.run} failed: {outcome.why}", file=sys.stderr)
     return SweepResult(len(configs), failures, out)
+
+
+def _check_names(configs: Sequence[RunConfig]) -> None:
+    known: dict[str, RunConfig] = {}
+    for config in configs:
+        if known.setdefault(config.run_name, config) != config:
+            raise ValueError(
+                f"Two runs are called {config.run_name}, and differ in something else than what "
+                "their name tells. Make a study of each."
+            )
 
 
 def _make(tasks: Sequence[Task], executor: Executor) -> Iterator[Outcome]:
