@@ -19,7 +19,16 @@ from studies.lab.task import RETRIES, Outcome, Task, run_task, write_log
 ESTIMATE = 2**30
 """Bytes that a run is taken to need until one has ended and says."""
 
-_PRELOADED = ["torch", "pandas", "pyarrow.parquet", "sklearn.datasets"]
+_PRELOADED = [
+    "torch._dynamo",
+    "backpack.extensions",
+    "pandas",
+    "pyarrow.parquet",
+    "pydantic",
+    "scipy.optimize",
+    "sklearn.datasets",
+]
+"""What takes seconds to import is imported once, by the process that the others are forked from."""
 
 
 @dataclass(frozen=True)
