@@ -149,6 +149,7 @@ def test_a_worker_that_always_dies_is_given_up_and_said_why(tmp_path):
 
 
 @pytest.mark.crash
+@pytest.mark.slow
 def test_a_worker_killed_twice_and_the_driver_once_cost_no_run_and_no_row(serial, tmp_path):
     """Eight runs. The driver dies after three, with two at work; a worker has died or dies too."""
     out = tmp_path / "study"
@@ -170,6 +171,7 @@ def test_a_worker_killed_twice_and_the_driver_once_cost_no_run_and_no_row(serial
 
 
 @pytest.mark.crash
+@pytest.mark.slow
 def test_workers_die_with_their_driver(tmp_path):
     """Or an orphan would go on beside the next driver's workers, and nobody could stop it."""
     out = tmp_path / "study"
@@ -197,8 +199,8 @@ def _wait_for_pids(notes, n, driver):
 def test_two_drivers_at_once_make_each_run_once(serial, tmp_path):
     out = tmp_path / "study"
     drivers = [
-        CONTEXT.Process(target=sweep, args=(out, plan(seeds=4), run_one, executor))
-        for executor in (ProcessExecutor(1), SerialExecutor())
+        CONTEXT.Process(target=sweep, args=(out, configs, run_one))
+        for configs in (plan(seeds=4), plan(seeds=4)[::-1])
     ]
     for driver in drivers:
         driver.start()
@@ -281,16 +283,18 @@ def test_options_that_do_not_fit_are_explained(options, message):
         pass
 
 
-WITHOUT = """
+ALONE = """
 import sys
 from pathlib import Path
-for name in ("ray", "submitit"):
-    sys.modules[name] = None  # as if it were not installed
+import studies.study_commands, studies.noise_ratio, studies.lab.executors.process
+import studies.lab.executors.ray, studies.lab.executors.slurm
 from sweep_runs import plan, sweep
 from studies.lab.executors import open_executor
-for name in ("serial", "process"):
-    with open_executor(name) as executor:
-        assert sweep(Path(sys.argv[1]) / name, plan(seeds=1), executor=executor).failures == []
+with open_executor("serial") as executor:
+    assert sweep(Path(sys.argv[1]) / "study", plan(seeds=1), executor=executor).failures == []
+assert not {"ray", "submitit"} & {*sys.modules}
+for name in ("ray", "submitit"):
+    sys.modules[name] = None  # as if it were not installed
 for name in ("ray", "slurm"):
     try:
         with open_executor(name) as executor:
@@ -299,37 +303,15 @@ for name in ("ray", "slurm"):
         print(error)
 """
 
-ALONE = """
-import sys
-from pathlib import Path
-import studies.study_commands, studies.noise_ratio, studies.lab.executors.ray
-import studies.lab.executors.slurm
-from sweep_runs import plan, sweep
-from studies.lab.executors import open_executor
-with open_executor("process") as executor:
-    sweep(Path(sys.argv[1]) / "study", plan(seeds=1), executor=executor)
-print(*({"ray", "submitit"} & {*sys.modules}))
-"""
 
-
-def run_python(code, folder):
+def test_ray_and_submitit_are_imported_only_if_asked_for_and_the_error_names_the_extra(tmp_path):
     env = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
-    code = f"if __name__ == '__main__':\n{code.strip()}".replace("\n", "\n  ")
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, env=env
-    )
+    command = [sys.executable, "-c", ALONE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_without_ray_and_submitit_sweeps_work_and_the_error_names_the_extra(tmp_path):
-    said = run_python(WITHOUT, tmp_path)
-    assert "pip install 'training-dynamics[ray]'" in said
-    assert "pip install 'training-dynamics[slurm]'" in said
-
-
-def test_neither_ray_nor_submitit_is_imported_unless_asked_for(tmp_path):
-    assert run_python(ALONE, tmp_path).split() == []
+    ray, slurm = done.stdout.splitlines()
+    assert "pip install 'training-dynamics[ray]'" in ray
+    assert "pip install 'training-dynamics[slurm]'" in slurm
 
 
 def test_a_study_file_that_two_drivers_write_keeps_the_runs_of_both(tmp_path):

@@ -60,8 +60,8 @@ def run_until(
 
     Called again, it goes on from what there is. The estimates are the means over seeds of each
     combination of the other factors (see `allocate`); as many runs are chosen at a time as are made
-    at once. A sweep that stops when its standard error is small understates that error a little;
-    the bound is for planning, and the report's intervals stand by themselves.
+    at once. What is to be small enough is an upper bound on the standard error
+    (see `tabulate_cells`); the report's intervals stand by themselves.
 
     Args:
         out: Folder of the study.
@@ -114,7 +114,7 @@ def _tell(table: pd.DataFrame, names: Sequence[str], until: float, left: int, pl
     else:
         worst = table.loc[table["se"].idxmax()]
         where = ", ".join(f"{name} {worst[name]}" for name in names)
-        text = f"largest standard error {worst['se']:.4g} ({where}), wanted {until:g}"
+        text = f"standard errors up to {worst['se']:.4g} ({where}), wanted {until:g}"
     if planned:
         text += f"; {planned} more of at most {left} runs"
     elif left <= 0:
