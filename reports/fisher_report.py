@@ -13,6 +13,7 @@ from dynamics.plasticity import (
     summarise_plasticity,
 )
 from dynamics.traces import Study, TraceError
+from reports.missing_runs import missing_runs
 from reports.network_figures import plot_accuracy
 from reports.page import Cell, Page, PageTable, Panel, Section
 from reports.provenance import describe_provenance
@@ -82,9 +83,7 @@ def _caveats(study: Study, ended: pd.DataFrame) -> list[str]:
     if (few < 5).any():
         names = ", ".join(few[few < 5].index)
         caveats.append(f"Fewer than five seeds: {names}.")
-    table = study.table()
-    unfinished = table.loc[~table["ended_cleanly"].astype(bool), "run"].tolist()
-    if unfinished:
+    if unfinished := missing_runs(study):
         caveats.append(f"Left out, because they have not ended: {', '.join(unfinished)}.")
     return caveats
 

@@ -20,6 +20,7 @@ from dynamics.noise_table import (
     summarise_noise_table,
 )
 from dynamics.traces import Study, TraceError
+from reports.missing_runs import missing_runs
 from reports.noise_panels import (
     arm_table,
     estimate_panel,
@@ -270,9 +271,7 @@ def _caveats(study: Study, found: NoiseEvidence) -> list[str]:
             f"{len(weak)} run(s) ended below {FULLY:.1%} training accuracy: "
             f"{', '.join(weak['run'])}. The law is about networks that have memorised."
         )
-    table = study.table()
-    unfinished = table.loc[~table["ended_cleanly"].astype(bool), "run"].tolist()
-    if unfinished:
+    if unfinished := missing_runs(study):
         caveats.append(f"Left out, because they have not ended: {', '.join(unfinished)}.")
     included = int((found.runs["true_class"] == "included").sum())
     caveats.append(

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from probes import FisherTrace, Recorder
 from studies.lab.data import describe_dataset, load_dataset, to_tensors
+from studies.lab.executors import Executor
 from studies.lab.models import SmallCNN
-from studies.lab.sweep import begun, content_of, run_sweep
+from studies.lab.sweep import SweepResult, begun, content_of, run_sweep
 from studies.lab.train import Recipe, predict, record_accuracy, train
 
 NAME = "fisher-trace"
@@ -62,24 +63,25 @@ class FisherTraceConfig(BaseModel):
         return f"{self.setting.replace(' ', '-')}-seed{self.seed}"
 
 
-def run_study(
-    out: Path,
+def plan_runs(
     *,
     data: str,
     settings: Sequence[str],
     seeds: int,
     n_images: int,
     epochs: int,
-) -> None:
-    """Run every combination that has not been run yet.
+) -> list[FisherTraceConfig]:
+    """The runs of a study: every combination of setting and seed.
 
     Args:
-        out: Folder of the study.
         data: What `open_dataset` takes; images of a size divisible by 4.
         settings: Settings, keys of `SETTINGS`; `all` for every one.
         seeds: Number of seeds, from 0.
         n_images: Images trained on, at most what there are; drawn anew with each seed.
         epochs: Epochs of each run.
+
+    Returns:
+        The configurations.
 
     Raises:
         ValueError: If a setting is unknown.
@@ -90,7 +92,7 @@ def run_study(
         )
     chosen = list(SETTINGS) if "all" in settings else list(dict.fromkeys(settings))
     n_images = min(n_images, len(load_dataset(data).y_train))
-    configs = [
+    return [
         FisherTraceConfig(
             data=data,
             setting=setting,
@@ -103,19 +105,28 @@ def run_study(
         for setting in chosen
         for seed in range(seeds)
     ]
-    run_sweep(
-        out,
-        NAME,
-        configs,
-        ["setting", "seed"],
-        run_one,
-    )
+
+
+def run_configs(
+    out: Path, configs: Sequence[FisherTraceConfig], *, executor: Executor | None = None
+) -> SweepResult:
+    """Run configurations that have not been run yet.
+
+    Args:
+        out: Folder of the study.
+        configs: The runs.
+        executor: Where they are made; one after the other in this process by default.
+
+    Returns:
+        Which runs did not end.
+    """
+    return run_sweep(out, NAME, configs, ["setting", "seed"], run_one, executor)
 
 
 def run_one(out: Path, config: FisherTraceConfig) -> None:
     """Run one combination, unless it has been run.
 
-    A run that was interrupted starts again from its first step, in the same folder.
+    A run that was interrupted goes on from its checkpoint, in the same folder.
 
     Args:
         out: Folder of the run.

@@ -16,19 +16,25 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from dynamics.noise_law import NoiseKind
+from dynamics.noise_table import EARLY_STOPPED, noise_table
+from dynamics.traces import Study
 from probes import Recorder, SampleLoss
+from studies.lab.adaptive import run_until
 from studies.lab.corruption import TrueClass, corrupt_labels
 from studies.lab.data import describe_dataset, load_dataset, to_tensors
+from studies.lab.executors import Executor
 from studies.lab.models import build_mlp
-from studies.lab.sweep import begun, content_of, run_sweep
+from studies.lab.sweep import SweepResult, begun, content_of, run_sweep
 from studies.lab.train import Recipe, predict, record_accuracy, train
 
 NAME = "noise-ratio"
+FACTORS = ["noise", "ratio", "true_class", "arm", "width", "seed"]
 MEMORISED = 0.999
 """Training accuracy, on the noisy labels, at which a run ends."""
 
@@ -71,8 +77,7 @@ class NoiseRatioConfig(BaseModel):
         return "-".join([*parts, f"width{self.width}", f"seed{self.seed}"])
 
 
-def run_study(
-    out: Path,
+def plan_runs(
     *,
     data: str,
     noises: Sequence[NoiseKind],
@@ -83,11 +88,10 @@ def run_study(
     true_class: TrueClass = "excluded",
     seeds: int,
     n_images: int,
-) -> None:
-    """Run every combination that has not been run yet, the plain arm first.
+) -> list[NoiseRatioConfig]:
+    """The runs of a study: every combination, the plain arm first.
 
     Args:
-        out: Folder of the study.
         data: What `open_dataset` takes.
         noises: Kinds of noise.
         ratios: Noise ratios.
@@ -97,10 +101,13 @@ def run_study(
         true_class: Whether a drawn label may be the true one.
         seeds: Number of seeds, from 0.
         n_images: Images used in all, at most what there are; half of them are trained on.
+
+    Returns:
+        The configurations.
     """
     n_images = min(n_images, len(load_dataset(data).y_train))
     cells = product([a for a in ARMS if a in arms], widths, noises, ratios, range(seeds))
-    configs = [
+    return [
         NoiseRatioConfig(
             data=data,
             noise=noise,
@@ -115,19 +122,64 @@ def run_study(
         for arm, width, noise, ratio, seed in cells
         if arm == "plain" or ratio in arm_ratios
     ]
-    run_sweep(
+
+
+def run_configs(
+    out: Path,
+    configs: Sequence[NoiseRatioConfig],
+    *,
+    executor: Executor | None = None,
+    until: float | None = None,
+    budget: int = 0,
+) -> SweepResult:
+    """Run configurations that have not been run yet.
+
+    Args:
+        out: Folder of the study.
+        configs: The runs.
+        executor: Where they are made; one after the other in this process by default.
+        until: Standard error of the mean held-out accuracy, against noisy labels, that every kind
+            and ratio is to reach by adding seeds; none are added by default.
+        budget: Runs in all, where `until` is given.
+
+    Returns:
+        Which runs did not end.
+    """
+    if until is None:
+        return run_sweep(out, NAME, configs, FACTORS, run_one, executor)
+    return run_until(
         out,
         NAME,
         configs,
-        ["noise", "ratio", "true_class", "arm", "width", "seed"],
+        FACTORS,
         run_one,
+        values=held_out_accuracies,
+        until=until,
+        budget=budget,
+        executor=executor,
     )
+
+
+def held_out_accuracies(study: Study) -> pd.DataFrame:
+    """The accuracy on held-out noisy labels of each run that has ended.
+
+    Args:
+        study: A study named noise-ratio.
+
+    Returns:
+        One row per run: its factors and `value`.
+    """
+    runs = noise_table(study)
+    ended = runs[runs["ended_cleanly"].astype(bool) & (runs["arm"] != EARLY_STOPPED)]
+    levels = study.table()[["run", *FACTORS]]  # the factors as configured
+    values = ended[["run", "held_out_noisy"]].rename(columns={"held_out_noisy": "value"})
+    return levels.merge(values, on="run").drop(columns="run")
 
 
 def run_one(out: Path, config: NoiseRatioConfig) -> None:
     """Run one combination, unless it has been run.
 
-    A run that was interrupted starts again from its first step, in the same folder.
+    A run that was interrupted goes on from its checkpoint, in the same folder.
 
     Args:
         out: Folder of the run.

@@ -7,6 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from studies.console import explained, fail
+from studies.sweep_options import (
+    AddressOption,
+    ConfigOption,
+    ExecutorChoice,
+    ExecutorOption,
+    WorkersOption,
+    conclude,
+)
 
 
 class WeightingTask(StrEnum):
@@ -87,6 +95,20 @@ def study_noise_ratio(
     quick: Annotated[
         bool, typer.Option("--quick", help="Two minutes: digits, width 256, whatever else is said.")
     ] = False,
+    config: ConfigOption = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            help="Add seeds where the standard error of the held-out accuracy is largest, until it "
+            "is small enough everywhere: se<=0.01."
+        ),
+    ] = None,
+    budget: Annotated[
+        int, typer.Option(help="Runs in all, at most, where --until adds seeds.", min=1)
+    ] = 100,
+    executor: ExecutorOption = ExecutorChoice.serial,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
 ) -> None:
     """What label noise costs a network that memorises (Chen et al., ICML 2019).
 
@@ -96,26 +118,29 @@ def study_noise_ratio(
     second call goes on where the first one stopped.
     """
     with explained():
-        from dynamics import open_study
-        from reports import write_report
-        from studies.noise_ratio import run_study
+        from studies.lab.adaptive import parse_until
+        from studies.lab.executors import open_executor
+        from studies.lab.study_file import read_study_file
+        from studies.noise_ratio import NoiseRatioConfig, plan_runs, run_configs
 
-        levels = _parse_ratios(ratios)
-        run_study(
-            out,
-            data="digits" if quick else data,
-            noises=[kind.value for kind in noise],
-            ratios=levels,
-            arms=[a.value for a in arm],
-            widths=[256] if quick else width,
-            true_class=true_class.value,
-            seeds=seeds,
-            n_images=n_images,
+        error = None if until is None else parse_until(until)
+        runs = (
+            read_study_file(config, NoiseRatioConfig)
+            if config
+            else plan_runs(
+                data="digits" if quick else data,
+                noises=[kind.value for kind in noise],
+                ratios=_parse_ratios(ratios),
+                arms=[a.value for a in arm],
+                widths=[256] if quick else width,
+                true_class=true_class.value,
+                seeds=seeds,
+                n_images=n_images,
+            )
         )
-        study = open_study(out)
-        report = write_report(study, out / "report.html", figures=out / "figures")
-        _print_noise_table(study)
-        typer.echo(report.resolve())
+        with open_executor(executor.value, workers=workers, address=address) as where:
+            result = run_configs(out, runs, executor=where, until=error, budget=budget)
+        conclude(out, result, _print_noise_table)
 
 
 def study_fisher_trace(
@@ -129,6 +154,10 @@ def study_fisher_trace(
     seeds: Annotated[int, typer.Option(help="Runs per setting.", min=1)] = 5,
     n_images: Annotated[int, typer.Option(help="Images trained on.", min=40)] = 6000,
     epochs: Annotated[int, typer.Option(help="Epochs of each run.", min=1)] = 40,
+    config: ConfigOption = None,
+    executor: ExecutorOption = ExecutorChoice.serial,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Whether the Fisher trace rises to a peak and falls (Achille et al., ICLR 2019).
 
@@ -137,15 +166,20 @@ def study_fisher_trace(
     where the first one stopped.
     """
     with explained():
-        from dynamics import open_study
-        from reports import write_report
-        from studies.fisher_trace import run_study
+        from studies.fisher_trace import FisherTraceConfig, plan_runs, run_configs
+        from studies.lab.executors import open_executor
+        from studies.lab.study_file import read_study_file
 
-        run_study(out, data=data, settings=setting, seeds=seeds, n_images=n_images, epochs=epochs)
-        study = open_study(out)
-        report = write_report(study, out / "report.html", figures=out / "figures")
-        _print_plasticity(study)
-        typer.echo(report.resolve())
+        runs = (
+            read_study_file(config, FisherTraceConfig)
+            if config
+            else plan_runs(
+                data=data, settings=setting, seeds=seeds, n_images=n_images, epochs=epochs
+            )
+        )
+        with open_executor(executor.value, workers=workers, address=address) as where:
+            result = run_configs(out, runs, executor=where)
+        conclude(out, result, _print_plasticity)
 
 
 def study_weight_ratio(

@@ -86,8 +86,8 @@ def test_results_become_the_page(model):
         in page
     )
     assert (
-        "| 10 M rows, 125,000 samples | as written | process | 1 | 1.00 | 1.00 | equal | same bits |"
-        in page
+        "| 10 M rows, 125,000 samples | as written | process | 1 | 1.00 | 1.00 | equal | "
+        "same bits |" in page
     )
     assert "| 2 | never | never |" in page
     sizes[0]["as_written"]["executors"][0]["same_counts"] = False

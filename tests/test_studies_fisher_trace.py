@@ -5,12 +5,12 @@ import pytest
 from dynamics import open_run, open_study
 from dynamics.plasticity import plasticity_table
 from dynamics.traces import TraceError
-from studies.fisher_trace import SETTINGS, FisherTraceConfig, run_study
+from studies.fisher_trace import SETTINGS, FisherTraceConfig, plan_runs, run_configs
 
 
 def small_study(out, **changed):
     arguments = {"settings": ["reference", "wide"], "seeds": 1, "n_images": 80, "epochs": 2}
-    run_study(out, data="digits", **(arguments | changed))
+    run_configs(out, plan_runs(data="digits", **(arguments | changed)))
     return open_study(out)
 
 

@@ -13,7 +13,7 @@ from dynamics.datasets import open_dataset
 from dynamics.noise_table import noise_table
 from dynamics.traces import TraceError
 from studies import noise_ratio
-from studies.noise_ratio import NoiseRatioConfig, run_one, run_study
+from studies.noise_ratio import NoiseRatioConfig, plan_runs, run_configs, run_one
 
 CONFIG = NoiseRatioConfig(
     data="digits",
@@ -153,9 +153,13 @@ def test_a_configuration_out_of_range_is_refused(changed):
 SAME = {"true_class": ["excluded"], "arm": ["plain"], "width": [8]}
 
 
+def run_study(out, **levels):
+    assert run_configs(out, plan_runs(**levels)).failures == []
+
+
 @pytest.fixture
 def small_runs(monkeypatch):
-    """`run_study` with a small network for two epochs."""
+    """Runs of a small network for two epochs."""
     small = partial(NoiseRatioConfig, max_epochs=2)
     monkeypatch.setattr(noise_ratio, "NoiseRatioConfig", small)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from probes import Recorder
+from studies.lab.checkpoint import Checkpoint
 from studies.lab.data import TensorData
 
 
@@ -52,6 +53,11 @@ def train(
     The loss of a batch of n samples is Σ w_i ℓ_i / n, as in Byrd and Lipton: it is not divided by
     the sum of the weights.
 
+    Between epochs a checkpoint is saved in the recorder's folder now and then. With a recorder that
+    takes a run up again training goes on from there, to the same bits as without the interruption;
+    `before_epoch` and `after_epoch` must then depend on the epoch, the model and torch's global
+    generator alone.
+
     Args:
         model: Network from images to logits; changed in place.
         data: Training images and labels.
@@ -74,9 +80,21 @@ def train(
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, recipe.lr_decay)
     ids = torch.arange(len(data)) if sample_ids is None else sample_ids
     generator = torch.Generator().manual_seed(recipe.seed)
-    epochs = recorder.epochs(recipe.epochs)
-    trained = 0
-    for epoch in tqdm(epochs, title, total=recipe.epochs, disable=None, leave=False, unit="epoch"):
+    checkpoint = Checkpoint(
+        recorder, {"model": model, "optimizer": optimizer, "schedule": schedule}, generator
+    )
+    trained = start = checkpoint.restore()
+    epochs = tqdm(
+        range(start, recipe.epochs),
+        title,
+        initial=start,
+        total=recipe.epochs,
+        disable=None,
+        leave=False,
+        unit="epoch",
+    )
+    for epoch in epochs:
+        recorder.begin_epoch(epoch)
         seen = data if before_epoch is None else before_epoch(epoch, optimizer)
         model.train()
         for rows in shuffled_batches(len(data), recipe.batch_size, generator):
@@ -91,9 +109,13 @@ def train(
             optimizer.zero_grad()
         schedule.step()
         trained = epoch + 1
-        if after_epoch(epoch):
-            recorder.end_epoch()
+        is_over = after_epoch(epoch)
+        recorder.end_epoch()
+        if is_over:
             break
+        checkpoint.save_if_due()
+    epochs.close()
+    checkpoint.remove()
     return trained
 
 
