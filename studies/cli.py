@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from studies import doctor_command, exchange_commands, study_commands, trace_commands
-from studies.console import explained, fail, say
+from studies.commands import doctor, exchange, study, traces
+from studies.commands.console import explained, fail, say
 
 app = typer.Typer(
     help="See how a network learns, sample by sample.",
@@ -20,10 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-study_commands.register(app)
-trace_commands.register(app)
-exchange_commands.register(app)
-doctor_command.register(app)
+for group in (study, traces, exchange, doctor):
+    group.register(app)
 
 
 @app.command()

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from probes import OutputGradNorm, Recorder, SampleLoss
 from studies.lab.corruption import corrupt_labels
 from studies.lab.data import TensorData, describe_dataset, load_dataset, to_tensors
+from studies.lab.executors import Executor
 from studies.lab.models import SmallCNN, build_mlp
-from studies.lab.sweep import begun, content_of, run_sweep
+from studies.lab.sweep import SweepResult, begun, content_of, run_sweep
 from studies.lab.train import Recipe, predict, record_accuracy
 from studies.weighting.scheme import Setup
 from studies.weighting.schemes import SCHEMES
@@ -105,14 +106,20 @@ def plan_runs(
     ]
 
 
-def run_configs(out: Path, configs: Sequence[WeightingConfig]) -> None:
+def run_configs(
+    out: Path, configs: Sequence[WeightingConfig], *, executor: Executor | None = None
+) -> SweepResult:
     """Run configurations that have not been run yet.
 
     Args:
         out: Folder of the study.
         configs: The runs.
+        executor: Where they are made; one after the other in this process by default.
+
+    Returns:
+        Which runs did not end.
     """
-    run_sweep(out, NAME, configs, FACTORS, run_one)
+    return run_sweep(out, NAME, configs, FACTORS, run_one, executor)
 
 
 def plan_quick_runs() -> list[WeightingConfig]:

@@ -22,8 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from dynamics.datasets import Dataset
 from probes import OutputGradNorm, Recorder, SampleLoss, WeightEffect
 from studies.lab.data import TensorData, describe_dataset, load_dataset, to_tensors
+from studies.lab.executors import Executor
 from studies.lab.models import SmallCNN
-from studies.lab.sweep import begun, content_of, run_sweep
+from studies.lab.sweep import SweepResult, begun, content_of, run_sweep
 from studies.lab.train import Recipe, predict, record_accuracy, train
 
 NAME = "weight-ratio"
@@ -73,8 +74,7 @@ class WeightRatioConfig(BaseModel):
         return f"{self.arm.replace(' ', '-')}-ratio{self.log2_ratio:g}-seed{self.seed}"
 
 
-def run_study(
-    out: Path,
+def plan_runs(
     *,
     data: str,
     pair: tuple[int, int],
@@ -84,11 +84,10 @@ def run_study(
     n_images: int,
     epochs: int,
     width: int = 32,
-) -> None:
-    """Run every combination that has not been run yet.
+) -> list[WeightRatioConfig]:
+    """The runs of a study: every combination, seed by seed.
 
     Args:
-        out: Folder of the study.
         data: What `open_dataset` takes; images of a size divisible by 4.
         pair: The two classes; the first one's weight is 2^`log2_ratio` times the second one's.
         arms: Arms, keys of `ARMS`; `all` for every one.
@@ -97,6 +96,9 @@ def run_study(
         n_images: Images trained on, half of each class, at most what there are.
         epochs: Epochs of each run.
         width: Channels of the network's first convolution.
+
+    Returns:
+        The configurations.
 
     Raises:
         ValueError: If an arm is unknown, or the data lack a class of the pair.
@@ -110,7 +112,7 @@ def run_study(
             f"A pair is two classes with 10 images or more each, but {data} has {counts[0]} of "
             f"class {pair[0]} and {counts[1]} of class {pair[1]}."
         )
-    configs = [
+    return [
         WeightRatioConfig(
             data=data,
             pair=pair,
@@ -124,13 +126,28 @@ def run_study(
         )
         for seed, arm, log2_ratio in product(range(seeds), chosen, log2_ratios)
     ]
-    run_sweep(out, NAME, configs, FACTORS, run_one)
+
+
+def run_configs(
+    out: Path, configs: Sequence[WeightRatioConfig], *, executor: Executor | None = None
+) -> SweepResult:
+    """Run configurations that have not been run yet.
+
+    Args:
+        out: Folder of the study.
+        configs: The runs.
+        executor: Where they are made; one after the other in this process by default.
+
+    Returns:
+        Which runs did not end.
+    """
+    return run_sweep(out, NAME, configs, FACTORS, run_one, executor)
 
 
 def run_one(out: Path, config: WeightRatioConfig) -> None:
     """Run one combination, unless it has been run.
 
-    A run that was interrupted starts again from its first step, in the same folder.
+    A run that was interrupted goes on from its checkpoint, in the same folder.
 
     Args:
         out: Folder of the run.

@@ -20,8 +20,9 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 from probes import Recorder
+from studies.lab.executors import Executor
 from studies.lab.models import build_mlp
-from studies.lab.sweep import begun, content_of, run_sweep
+from studies.lab.sweep import SweepResult, begun, content_of, run_sweep
 from studies.weight_ratio import FACTORS, NAME, weights_of
 
 GAP = 1.0
@@ -50,20 +51,37 @@ class PlaneConfig(BaseModel):
         return f"plane-{self.arm}-ratio{self.log2_ratio:g}-seed{self.seed}"
 
 
-def run_plane(out: Path, *, log2_ratios: Sequence[float], seeds: int, steps: int) -> None:
-    """Run both models at every ratio and seed that has not been run yet.
+def plan_runs(*, log2_ratios: Sequence[float], seeds: int, steps: int) -> list[PlaneConfig]:
+    """The runs of both models at every ratio, seed by seed.
 
     Args:
-        out: Folder of the study.
         log2_ratios: Logarithms to base 2 of the weight ratio.
         seeds: Number of seeds, from 0.
         steps: Steps of each run.
+
+    Returns:
+        The configurations.
     """
-    configs = [
+    return [
         PlaneConfig(arm=arm, log2_ratio=log2_ratio, seed=seed, steps=steps)
         for seed, arm, log2_ratio in product(range(seeds), ("linear", "MLP"), log2_ratios)
     ]
-    run_sweep(out, NAME, configs, FACTORS, run_one)
+
+
+def run_configs(
+    out: Path, configs: Sequence[PlaneConfig], *, executor: Executor | None = None
+) -> SweepResult:
+    """Run configurations that have not been run yet.
+
+    Args:
+        out: Folder of the study.
+        configs: The runs.
+        executor: Where they are made; one after the other in this process by default.
+
+    Returns:
+        Which runs did not end.
+    """
+    return run_sweep(out, NAME, configs, FACTORS, run_one, executor)
 
 
 def run_one(out: Path, config: PlaneConfig) -> None:

@@ -286,7 +286,7 @@ def test_options_that_do_not_fit_are_explained(options, message):
 ALONE = """
 import sys
 from pathlib import Path
-import studies.study_commands, studies.noise_ratio, studies.lab.executors.process
+import studies.cli, studies.noise_ratio, studies.lab.executors.process
 import studies.lab.executors.ray, studies.lab.executors.slurm
 from sweep_runs import plan, sweep
 from studies.lab.executors import open_executor

@@ -8,18 +8,19 @@ from torch import nn
 from dynamics import open_run, open_study
 from dynamics.datasets import open_dataset
 from reports import write_report
-from studies import weight_ratio
+from studies import weight_ratio, weight_ratio_plane
+from studies.commands.weight_ratio import _parse_ratios
 from studies.lab.models import SmallCNN
-from studies.study_commands import _parse_weight_ratios
 from studies.weight_ratio import (
     ARMS,
     WeightRatioConfig,
     choose_images,
+    plan_runs,
+    run_configs,
     run_one,
-    run_study,
     weights_of,
 )
-from studies.weight_ratio_plane import direction_of, largest_margin, run_plane, separable_points
+from studies.weight_ratio_plane import direction_of, largest_margin, separable_points
 
 CONFIG = WeightRatioConfig(
     data="digits",
@@ -37,8 +38,7 @@ CONFIG = WeightRatioConfig(
 def study(deterministic_torch, tmp_path_factory):
     """A small study of two arms, and its plane."""
     out = tmp_path_factory.mktemp("study")
-    run_study(
-        out,
+    runs = plan_runs(
         data="digits",
         pair=(3, 8),
         arms=["none", "subsampling"],
@@ -48,7 +48,9 @@ def study(deterministic_torch, tmp_path_factory):
         epochs=16,
         width=4,
     )
-    run_plane(out, log2_ratios=[0, 4], seeds=1, steps=20)
+    points = weight_ratio_plane.plan_runs(log2_ratios=[0, 4], seeds=1, steps=20)
+    assert not run_configs(out, runs).failures
+    assert not weight_ratio_plane.run_configs(out, points).failures
     return open_study(out)
 
 
@@ -114,12 +116,12 @@ def test_a_finished_run_is_left_as_it_is(study):
     assert sorted((p, p.stat().st_mtime_ns) for p in run.path.rglob("*")) == before
 
 
-def test_unknown_arms_and_pairs_are_refused(tmp_path):
+def test_unknown_arms_and_pairs_are_refused():
     common = {"data": "digits", "log2_ratios": [0], "seeds": 1, "n_images": 80, "epochs": 1}
     with pytest.raises(ValueError, match="no arm 'L3'"):
-        run_study(tmp_path, pair=(3, 8), arms=["L3"], **common)
+        plan_runs(pair=(3, 8), arms=["L3"], **common)
     with pytest.raises(ValueError, match="A pair is two classes"):
-        run_study(tmp_path, pair=(3, 3), arms=["none"], **common)
+        plan_runs(pair=(3, 3), arms=["none"], **common)
 
 
 def test_the_plane_is_separated_and_the_margin_is_the_largest():
@@ -162,7 +164,7 @@ def test_the_report_holds_every_figure_and_fits(study, tmp_path):
 
 
 def test_ratios_are_read_as_they_are_spoken():
-    assert _parse_weight_ratios("16:1,1:16, 1:1") == [-4, 0, 4]
+    assert _parse_ratios("16:1,1:16, 1:1") == [-4, 0, 4]
 
 
 def test_open_runs_have_the_problem_in_their_configuration(study):

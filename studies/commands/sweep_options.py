@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from studies.console import FINDING, fail, say
+from studies.commands.console import FINDING, fail, say
 
 if TYPE_CHECKING:
     from studies.lab.sweep import SweepResult
@@ -22,6 +22,9 @@ class ExecutorChoice(StrEnum):
     slurm = "slurm"
 
 
+OutOption = Annotated[Path, typer.Option(help="Folder of the study; finished runs are kept.")]
+DataOption = Annotated[str, typer.Option(help="digits, a folder of idx .gz files, or an .npz.")]
+SeedsOption = Annotated[int, typer.Option(help="Runs per combination.", min=1)]
 ExecutorOption = Annotated[
     ExecutorChoice,
     typer.Option(

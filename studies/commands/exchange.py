@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from studies.console import explained, fail, say
+from studies.commands.console import explained, fail, say
 
 
 class LogFormat(StrEnum):

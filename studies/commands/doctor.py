@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from studies.console import FINDING, explained, say
+from studies.commands.console import FINDING, explained, say
 
 
 def register(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from studies.console import CORRUPT, FINDING, explained, say
+from studies.commands.console import CORRUPT, FINDING, explained, say
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -9,7 +9,7 @@ from dynamics import open_run
 from dynamics.export import EXPORTS
 from dynamics.traces.foreign.source import FORMATS
 from studies.cli import app
-from studies.exchange_commands import LogFormat, TableName
+from studies.commands.exchange import LogFormat, TableName
 from tests import foreign_logs
 
 
