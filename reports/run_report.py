@@ -1,7 +1,6 @@
 """The report of one run: which labels look wrong, when it memorised, how its Fisher trace moved."""
 
 from collections.abc import Callable
-from functools import partial
 from math import isfinite
 
 import pandas as pd
@@ -31,13 +30,7 @@ from reports.figures import (
     plot_loss_mixture,
 )
 from reports.imported import describe_import, name_columns
-from reports.network_figures import (
-    plot_accuracy,
-    plot_fisher_share,
-    plot_fisher_trace,
-    plot_predicted_frac,
-    plot_weighted_gradient_share,
-)
+from reports.network_panels import network_panels
 from reports.page import Page, Panel, Section
 from reports.provenance import describe_provenance
 from reports.sample_tables import hardest_table, suspect_table
@@ -86,7 +79,7 @@ def build_run_report(run: Run, dataset: Dataset | None = None) -> Page:
         caveats=_caveats(run, scalars),
         sections=[
             Section("Samples", name_columns(run, panels)),
-            Section("Network", name_columns(run, _scalar_panels(scalars))),
+            Section("Network", name_columns(run, network_panels(scalars))),
             *([] if weighting.empty else [Section("Weights", [_weighting_panel(weighting)])]),
         ],
         tables=tables,
@@ -304,99 +297,3 @@ def _data_map_panel(summary: pd.DataFrame, groups: pd.Series | None) -> Panel:
         "High: easy. Low and left: hard or mislabelled. Right: ambiguous, learned along the way."
     )
     return Panel(name, title, caption, lambda ax: plot_data_map(summary, ax=ax), {name: summary})
-
-
-def _scalar_panels(scalars: pd.DataFrame) -> list[Panel]:
-    def panel(
-        name: str,
-        title: str,
-        names: list[str],
-        plot: Callable[..., object],
-        caption: str,
-        probe: str,
-    ) -> Panel:
-        table = scalars[scalars["name"].isin(names)]
-        if table.loc[table["name"] == names[0], "value"].isna().all():
-            return Panel(name, title, "", missing=f"Add {probe}.")
-        return Panel(name, title, caption, lambda ax: plot(table, ax=ax), {name: table})
-
-    panels = [
-        panel(
-            "accuracy",
-            "Accuracy over epochs",
-            ["accuracy"],
-            plot_accuracy,
-            "Shares predicted right, bands ±1.96 standard errors. What the test curve loses "
-            "after its best epoch is what memorising costs.",
-            "recorder.record('accuracy', value, block='test', n=n) after each epoch",
-        ),
-        panel(
-            "fisher_trace",
-            "Fisher trace over epochs",
-            ["fisher_trace"],
-            plot_fisher_trace,
-            "Labels drawn from the model, network in eval mode, bands ±1.96 standard errors. It "
-            "rises while the network is plastic; a layer that takes over late is where fitting "
-            "goes on.",
-            "FisherTrace(data=probe_set) to the recorder's probes",
-        ),
-    ]
-    optional: list[tuple[str, str, Callable[..., object], str]] = [
-        (
-            "fisher_share",
-            "Share of the Fisher trace by depth",
-            plot_fisher_share,
-            "First layers at the bottom. Where the mass sits is where the data still change the "
-            "network; it moves to the last layers when the first have settled, or cannot.",
-        ),
-        (
-            "scale_free_fisher_trace",
-            "Scale-free Fisher trace over epochs",
-            plot_fisher_trace,
-            "Σ w² F: what relative changes of the weights do to the outputs. Unlike the trace it "
-            "does not fall merely because weights before a normalisation grow.",
-        ),
-        (
-            "empirical_fisher_trace",
-            "Empirical Fisher trace over epochs",
-            plot_fisher_trace,
-            "The same sum at the data's labels. Not an estimate of the Fisher trace: it falls to "
-            "zero as the labels are fitted, whatever the curvature.",
-        ),
-    ]
-    recorded = set(scalars["name"])
-    panels += [
-        panel(name, title, [name], plot, caption, "")
-        for name, title, plot, caption in optional
-        if name in recorded
-    ]
-    panels.append(
-        panel(
-            "weighted_gradient_share",
-            "Share of the weighted gradient over epochs",
-            ["weighted_gradient_share", "weight_share"],
-            plot_weighted_gradient_share,
-            "What each class gets of Σ wᵢ‖∇ℓᵢ‖ (solid) beside its share of the weight (dashed). "
-            "Where they part, the weight no longer decides.",
-            "WeightEffect() and GradNorm() to the recorder's probes",
-        )
-    )
-    fractions = scalars[scalars["name"] == "predicted_frac"]
-    sets = pd.Series([str(b).rpartition(": ")[0] for b in fractions["block"]], fractions.index)
-    taken: set[str] = set()
-    for name in dict.fromkeys(sets.tolist()):
-        table = fractions[sets == name]
-        key = "predicted_frac_" + "".join(c if c.isalnum() else "_" for c in name)
-        key += f"_{len(taken)}" if key in taken else ""  # sets may differ in punctuation only
-        taken.add(key)
-        caption = (
-            f"Classes that the network assigns to the set “{name}” of {int(table['n'].iloc[0]):,} "
-            "inputs. Drift after the accuracies have settled is change that no label asked for."
-        )
-        draw = partial(_draw_fractions, table)
-        panels.append(Panel(key, f"Predicted classes: {name}", caption, draw, {key: table}))
-    return panels
-
-
-def _draw_fractions(table: pd.DataFrame, ax: object) -> object:
-    return plot_predicted_frac(table, ax=ax)  # type: ignore[arg-type]  # Panel.draw passes Axes

@@ -9,13 +9,13 @@ from itertools import product
 from pathlib import Path
 
 from dynamics import open_run, open_study
-from dynamics.noise_law import noise_table
+from dynamics.noise_table import noise_table
 from studies import noise_ratio
 from studies.lab import checkpoint
 from studies.lab.executors.process import ProcessExecutor
 from studies.lab.sweep import begun, content_of, run_sweep
 
-SMALL = {"data": "digits", "n_images": 80, "hidden": (8,), "batch_size": 16, "max_epochs": 4}
+SMALL = {"data": "digits", "n_images": 80, "width": 8, "batch_size": 16, "max_epochs": 4}
 
 
 def plan(ratios=(0.2, 0.4), seeds=2, noises=("symmetric",), **changed):

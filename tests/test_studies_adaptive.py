@@ -60,7 +60,7 @@ def test_seeds_are_added_where_the_spread_is_and_a_failed_run_counts(tmp_path, c
     out = tmp_path / "study"
     result = until(out, 0.01, 100)
     (failure,) = result.failures
-    assert failure.run == "symmetric-0.2-seed1"
+    assert failure.run == "symmetric-0.2-width8-seed1"
     n = open_study(out).table().groupby("ratio").size()
     assert n[0.2] == 3  # two of its seeds, and one for the run that failed
     assert n[0.4] > 8
@@ -68,7 +68,8 @@ def test_seeds_are_added_where_the_spread_is_and_a_failed_run_counts(tmp_path, c
     seeds = open_study(out).table().query("ratio == 0.4")["seed"]
     assert sorted(seeds) == [*range(n[0.4])]
     said = capsys.readouterr().err
-    assert "(noise symmetric, ratio 0.4), wanted 0.01" in said
+    assert "(noise symmetric, ratio 0.4, true_class excluded" in said
+    assert "wanted 0.01" in said
 
 
 def test_the_budget_ends_it_and_a_second_call_goes_on_from_there(tmp_path, capsys):

@@ -45,12 +45,12 @@ def test_a_dead_worker_is_made_up_for_and_an_error_is_told(tmp_path, executor):
     sweep(tmp_path / "serial", plan())
     out = tmp_path / "study"
     assert sweep(out, plan(), run_and_die_twice, executor).failures == []
-    assert noted(out, "died")["symmetric-0.4-seed1"] >= 3
+    assert noted(out, "died")["symmetric-0.4-width8-seed1"] >= 3
     assert_same(tmp_path / "serial", out)
     other = tmp_path / "other"
     failures = sweep(other, plan(), run_and_fail, executor).failures
-    assert {f.run for f in failures} == {"symmetric-0.2-seed1", "symmetric-0.4-seed1"}
-    assert "unlucky" in (other / "sweep/symmetric-0.2-seed1.log").read_text()
+    assert {f.run for f in failures} == {"symmetric-0.2-width8-seed1", "symmetric-0.4-width8-seed1"}
+    assert "unlucky" in (other / "sweep/symmetric-0.2-width8-seed1.log").read_text()
 
 
 def test_manners(executor, manners):

@@ -29,7 +29,10 @@ def test_jobs_make_the_same_runs_and_a_failure_is_told(tmp_path):
     out = tmp_path / "study"
     with open_executor("slurm", workers=2) as executor:
         (first, second) = sweep(out, plan(), run_and_fail, executor).failures
-        assert {first.run, second.run} == {"symmetric-0.2-seed1", "symmetric-0.4-seed1"}
+        assert {first.run, second.run} == {
+            "symmetric-0.2-width8-seed1",
+            "symmetric-0.4-width8-seed1",
+        }
         assert "ZeroDivisionError" in first.why
         assert sweep(out, plan(), executor=executor).failures == []
     assert_same(tmp_path / "serial", out)

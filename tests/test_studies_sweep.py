@@ -104,7 +104,7 @@ def test_a_changed_configuration_is_refused_before_anything_runs(tmp_path):
 
 
 def test_two_runs_of_one_name_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"Two runs are called symmetric-0\.2-seed0"):
+    with pytest.raises(ValueError, match=r"Two runs are called symmetric-0\.2-width8-seed0"):
         sweep(tmp_path / "study", [*plan(seeds=1), *plan(seeds=1, lr=0.3)])
     assert not (tmp_path / "study").exists()
 
@@ -115,16 +115,19 @@ def test_a_run_that_fails_is_listed_with_its_log_and_the_others_are_made(
 ):
     out = tmp_path / "study"
     result = sweep(out, plan(), run_and_fail, executor)
-    assert {f.run for f in result.failures} == {"symmetric-0.2-seed1", "symmetric-0.4-seed1"}
-    log = out / "sweep/symmetric-0.2-seed1.log"
+    assert {f.run for f in result.failures} == {
+        "symmetric-0.2-width8-seed1",
+        "symmetric-0.4-width8-seed1",
+    }
+    log = out / "sweep/symmetric-0.2-width8-seed1.log"
     assert str(log) in result.describe()
     assert result.describe().startswith("2 of 4 runs did not end:")
     assert "ZeroDivisionError: seed 1 is unlucky" in result.describe()
     assert "run_and_fail" in log.read_text()  # the traceback
     assert capsys.readouterr().err.count("seed 1 is unlucky") == 2
     assert [run.name for run in open_study(out).runs if run.ended_cleanly] == [
-        "symmetric-0.2-seed0",
-        "symmetric-0.4-seed0",
+        "symmetric-0.2-width8-seed0",
+        "symmetric-0.4-width8-seed0",
     ]
     assert (
         sweep(out, plan(), executor=executor).failures == []
@@ -141,11 +144,11 @@ def test_a_worker_that_always_dies_is_given_up_and_said_why(tmp_path):
     out = tmp_path / "study"
     result = sweep(out, plan(ratios=[0.4]), run_and_always_die, ProcessExecutor(2))
     (failure,) = result.failures
-    assert failure.run == "symmetric-0.4-seed1"
+    assert failure.run == "symmetric-0.4-width8-seed1"
     assert failure.why == f"its process was killed by signal 9, {RETRIES + 1} times"
-    log = (out / "sweep/symmetric-0.4-seed1.log").read_text()
+    log = (out / "sweep/symmetric-0.4-width8-seed1.log").read_text()
     assert log.count("killed by signal 9") == log.count("about to die") == RETRIES + 1
-    assert open_run(out / "symmetric-0.4-seed0").ended_cleanly
+    assert open_run(out / "symmetric-0.4-width8-seed0").ended_cleanly
 
 
 @pytest.mark.crash
@@ -162,7 +165,7 @@ def test_a_worker_killed_twice_and_the_driver_once_cost_no_run_and_no_row(serial
     before = {name: files(out / name) for name in ended}
     result = sweep(out, plan(seeds=4), run_and_die_twice, ProcessExecutor(2))
     assert result.failures == []
-    assert noted(out, "died")["symmetric-0.4-seed1"] >= 3  # two deaths, and what lived on
+    assert noted(out, "died")["symmetric-0.4-width8-seed1"] >= 3  # two deaths, and what lived on
     assert {name: files(out / name) for name in ended} == before
     ends = {run.name: len([*(run.path / "end").iterdir()]) for run in open_study(out).runs}
     assert ends == dict.fromkeys(ends, 1)
@@ -319,5 +322,5 @@ def test_a_study_file_that_two_drivers_write_keeps_the_runs_of_both(tmp_path):
     sweep(out, plan(ratios=[0.2], seeds=1))
     sweep(out, plan(ratios=[0.4], seeds=1))
     content = json.loads((out / "study.json").read_text())
-    assert [*content["runs"]] == ["symmetric-0.2-seed0", "symmetric-0.4-seed0"]
+    assert [*content["runs"]] == ["symmetric-0.2-width8-seed0", "symmetric-0.4-width8-seed0"]
     assert content["factors"]["ratio"] == [0.2, 0.4]

@@ -30,12 +30,7 @@ from dynamics.traces.query import MEMORY_LIMIT, query_runs
 from dynamics.traces.resume import Attempt, fences_over, read_attempts
 from dynamics.traces.row_groups import THREADS, Footer, Selection, block_columns, read_footers
 from dynamics.traces.scan import check_columns, complete, scan, scan_epochs
-from dynamics.traces.schema import (
-    BLOCK_PREFIX,
-    TABLES,
-    Table,
-    check_schema_version,
-)
+from dynamics.traces.schema import BLOCK_PREFIX, TABLES, Table, check_schema_version
 from dynamics.traces.vectors import VectorFile, list_vectors, read_vector
 
 
