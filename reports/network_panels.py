@@ -59,7 +59,7 @@ def network_panels(scalars: pd.DataFrame) -> list[Panel]:
         scalars: `run.scalars()`.
 
     Returns:
-        The panels; accuracy, Fisher trace and weighted gradient say what to add where it is missing.
+        The panels; accuracy, Fisher trace and weighted gradient say what to add where missing.
     """
     recorded = set(scalars["name"])
     return [
