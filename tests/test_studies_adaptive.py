@@ -17,7 +17,7 @@ SPREAD = {0.2: 0.001, 0.4: 0.05}
 
 
 def value_of(config):
-    return np.random.default_rng([config.seed, int(10 * config.ratio)]).normal(
+    return np.random.default_rng([config.seed, int(10 * config.ratio), 3]).normal(
         1 - config.ratio, SPREAD[config.ratio]
     )
 
