@@ -31,7 +31,10 @@ Rate = Literal["fixed", "decayed", "reset"]
 
 
 class CriticalPeriodConfig(BaseModel):
-    """One run of the study: a deficit from epoch `onset` until before epoch `until`."""
+    """One run of the study: a deficit from epoch `onset` until before epoch `until`.
+
+    `width` is that of the hidden layers; the All-CNN's first convolution has an eighth of it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,7 +93,8 @@ def plan_study(
     onsets: Sequence[int],
     window: int,
     seeds: int,
-    **recipe: float,
+    n_images: int,
+    **recipe: object,
 ) -> list[CriticalPeriodConfig]:
     """The runs of a study, in the order in which a part of them can best be reported.
 
@@ -107,6 +111,7 @@ def plan_study(
         onsets: First epochs of blur in a window.
         window: Epochs of a window.
         seeds: Number of seeds, from 0.
+        n_images: Images trained on, at most what there are.
         **recipe: Other fields of the configuration.
 
     Returns:
@@ -115,24 +120,25 @@ def plan_study(
     ends = sorted({end for end in until if end > 0})
     runs: list[dict[str, object]] = []
     for network in networks:
-        arms: list[dict[str, object]] = [{"rate": rate} for rate in rates if rate != "reset"]
+        without_reset = [rate for rate in rates if rate != "reset"]
+        clean: list[dict[str, object]] = [{"rate": rate} for rate in without_reset]
         blurred = [{"rate": r, "deficit": "blur", "until": t} for r in rates for t in ends]
-        clean_rates = [rate for rate in rates if rate != "reset"]
         windows = [
             {"rate": rate, "deficit": "blur", "onset": onset, "until": onset + window}
-            for rate in clean_rates
+            for rate in without_reset
             for onset in onsets
             if onset or window not in ends  # the first window is a deficit until its end
         ]
         last = [{"deficit": kind, "until": t} for kind in others for t in ends[-1:]]
-        series = ([*arms, *blurred], windows, last)
+        series = ([*clean, *blurred], windows, last)
         runs += [
             {"network": network, "seed": seed, **run}
             for part in series
             for seed in range(seeds)
             for run in part
         ]
-    return [CriticalPeriodConfig.model_validate({"data": data, **recipe, **run}) for run in runs]
+    shared = {"data": data, "n_images": min(n_images, len(load_dataset(data).y_train)), **recipe}
+    return [CriticalPeriodConfig.model_validate(shared | run) for run in runs]
 
 
 def run_study(out: Path, configs: Sequence[CriticalPeriodConfig]) -> None:
@@ -226,7 +232,7 @@ def build_network(config: CriticalPeriodConfig, data: TensorData, n_classes: int
     """
     channels, height, width = data.images.shape[1:]
     if config.network == "all-cnn":
-        return build_all_cnn(channels, n_classes, config.width)
+        return build_all_cnn(channels, n_classes, max(config.width // 8, 1))
     hidden = [config.width] * config.depth
     batch_norm = config.network == "mlp with batch norm"
     return build_mlp(channels * height * width, hidden, n_classes, batch_norm=batch_norm)

@@ -72,7 +72,8 @@ def plan_study(
     window: int,
     epochs: int,
     seeds: int,
-    **recipe: float,
+    n_images: int,
+    **recipe: object,
 ) -> list[RegularisationTimingConfig]:
     """The runs of a study, in the order in which a part of them can best be reported.
 
@@ -84,6 +85,7 @@ def plan_study(
         window: Epochs of a window.
         epochs: Epochs of each run.
         seeds: Number of seeds, from 0.
+        n_images: Images trained on, at most what there are.
         **recipe: Other fields of the configuration.
 
     Returns:
@@ -100,7 +102,8 @@ def plan_study(
         for start, end in spans
         for seed in range(seeds)
     ]
-    shared = {"data": data, "epochs": epochs, **recipe}
+    n_images = min(n_images, len(load_dataset(data).y_train))
+    shared = {"data": data, "epochs": epochs, "n_images": n_images, **recipe}
     return [RegularisationTimingConfig.model_validate(shared | run) for run in runs]
 
 

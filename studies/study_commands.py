@@ -121,14 +121,14 @@ def study_critical_period(
             help="Other deficits until the last of them, decayed arm: flip, permutation, "
             "random classes, noise; repeatable."
         ),
-    ] = ["flip", "permutation"],  # noqa: B006 (typer's way)
+    ] = ["flip", "permutation", "noise"],  # noqa: B006 (typer's way)
     onsets: Annotated[
         str, typer.Option(help="Epochs at which blur in a window begins; empty for none.")
-    ] = "0,3,6,10,15",
-    window: Annotated[int, typer.Option(help="Epochs of a window.", min=1)] = 5,
+    ] = "0,5,10,20,30",
+    window: Annotated[int, typer.Option(help="Epochs of a window.", min=1)] = 10,
     clean_epochs: Annotated[int, typer.Option(help="Clean epochs after any deficit.", min=1)] = 20,
     seeds: Annotated[int, typer.Option(help="Runs per combination.", min=1)] = 5,
-    n_images: Annotated[int, typer.Option(help="Images trained on.", min=40)] = 1000,
+    n_images: Annotated[int, typer.Option(help="Images trained on.", min=40)] = 1500,
     width: Annotated[int, typer.Option(help="Width of the network.", min=1)] = 128,
     lr: Annotated[float, typer.Option(help="Learning rate in the first epoch.")] = 0.05,
     lr_decay: Annotated[float, typer.Option(help="Factor on the rate after each epoch.")] = 0.93,
