@@ -14,12 +14,15 @@ from reports.network_figures import (
     plot_predicted_frac,
     plot_weighted_gradient_share,
 )
-from reports.study_figures import (
-    plot_fall,
-    plot_fisher_runs,
+from reports.noise_figures import (
     plot_label_precision,
+    plot_left_out_error,
+    plot_memorisation,
     plot_noise_law,
+    plot_prediction_shares,
+    plot_ratio_estimates,
 )
+from reports.study_figures import plot_fall, plot_fisher_runs
 from reports.write_report import write_report
 
 __all__ = [
@@ -35,9 +38,13 @@ __all__ = [
     "plot_fisher_trace",
     "plot_grad_norm",
     "plot_label_precision",
+    "plot_left_out_error",
     "plot_loss",
     "plot_loss_mixture",
+    "plot_memorisation",
     "plot_noise_law",
     "plot_predicted_frac",
+    "plot_prediction_shares",
+    "plot_ratio_estimates",
     "plot_weighted_gradient_share",
 ]

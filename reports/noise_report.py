@@ -1,28 +1,68 @@
 """The report of a noise-ratio study: what label noise costs, and which law it follows."""
 
-from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dynamics.noise_law import (
-    LawComparison,
-    NoiseKind,
-    compare_laws,
-    largest_deviation,
-    law_label_precision,
+from dynamics.law_comparison import LawComparison, compare_laws
+from dynamics.noise_evidence import mixture_rates, prediction_shares, shares_by_ratio
+from dynamics.noise_law import NoiseKind, law_accuracy
+from dynamics.noise_table import (
+    EARLY_STOPPED,
+    MEMORISED,
+    compare_arms,
+    count_classes,
+    estimate_ratios,
+    memorisation_needed,
     noise_table,
     summarise_noise_table,
 )
 from dynamics.traces import Study, TraceError
-from reports.page import Cell, Page, PageTable, Panel, Section
-from reports.provenance import describe_provenance
-from reports.study_figures import plot_label_precision, plot_noise_law
+from reports.noise_panels import (
+    arm_table,
+    estimate_panel,
+    estimate_table,
+    law_panel,
+    law_table,
+    left_out_panel,
+    memorisation_panel,
+    precision_panel,
+    run_table,
+    shares_panel,
+)
+from reports.page import Page, Section
+from reports.provenance import describe_provenance, describe_rerun
 
-MEMORISED = 0.998
-TOLERANCE = 0.06
-"""Deviation from the law that papers.md counts as reproduction at small scale."""
+FULLY = 0.998
+"""Training accuracy from which a network counts as having memorised."""
+
+TOLERANCE, RATIO_TOLERANCE = 0.06, 0.05
+"""Deviations that papers.md counts as reproduction at small scale."""
+
+
+@dataclass(frozen=True)
+class NoiseEvidence:
+    """The tables that the page is laid out from.
+
+    Attributes:
+        runs: `noise_table` of the runs that have ended.
+        summary: `summarise_noise_table` of them.
+        comparisons: By kind of noise and width, of the memorised arm; None for too few ratios.
+        arms: `compare_arms` of every arm but the memorised one.
+        estimates: `estimate_ratios`.
+        shares: `prediction_shares`.
+        n_classes: Number of classes C.
+    """
+
+    runs: pd.DataFrame
+    summary: pd.DataFrame
+    comparisons: dict[tuple[NoiseKind, int | None], LawComparison | None]
+    arms: pd.DataFrame
+    estimates: pd.DataFrame
+    shares: pd.DataFrame
+    n_classes: int
 
 
 def build_noise_report(study: Study) -> Page:
@@ -37,186 +77,233 @@ def build_noise_report(study: Study) -> Page:
     Raises:
         TraceError: If none of its runs has ended.
     """
-    runs = noise_table(study)
-    if runs.empty:
-        raise TraceError(f"No run of {study.path} has recorded anything yet.")
-    ended = runs[runs["ended_cleanly"].astype(bool)].dropna(subset=["held_out_noisy"])
-    if ended.empty:
-        raise TraceError(f"No run of {study.path} has come to its end yet.")
-    n_classes = _count_classes(study)
-    kinds: list[NoiseKind] = [k for k in ("symmetric", "asymmetric") if k in set(ended["noise"])]
-    verdict, sections = [], []
-    for kind in kinds:
-        rows = ended[ended["noise"] == kind]
-        comparison = _compare(rows, kind, n_classes)
-        verdict += _judge(rows, kind, n_classes, comparison)
-        sections.append(_section(rows, kind, n_classes, comparison))
+    found = _analyse(study)
+    verdict = []
+    for setting, comparison in found.comparisons.items():
+        verdict += _judge(found, setting, comparison)
+    verdict += [*_judge_arms(found), *_judge_estimates(found)]
+    kinds = list(dict.fromkeys(noise for noise, _ in found.comparisons))
+    sections = [
+        Section(
+            "Further figures",
+            [
+                precision_panel(found.runs, kinds, found.n_classes),
+                left_out_panel(found.comparisons),
+                shares_panel(shares_by_ratio(found.shares)),
+            ],
+        )
+    ]
     return Page(
         title="What label noise costs",
-        subtitle=f"Study {study.name} · {len(ended)} runs · {study.path}",
+        subtitle=f"Study {study.name} · {found.runs['run'].nunique()} runs · {study.path}",
         verdict=verdict,
-        caveats=_caveats(study, ended),
+        caveats=_caveats(study, found),
         sections=sections,
-        tables=[_run_table(ended, n_classes)],
+        tables=[
+            run_table(found.summary),
+            law_table(found.comparisons),
+            arm_table(found.arms),
+            estimate_table(found.estimates),
+        ],
         provenance=describe_provenance(study.runs[0]) | {"Run": f"first of {len(study.runs)}"},
+        key_figures=[
+            law_panel(found.runs, found.comparisons),
+            memorisation_panel(found.summary, kinds, TOLERANCE),
+            estimate_panel(found.estimates, kinds, RATIO_TOLERANCE),
+        ],
+        rerun=describe_rerun(study, "", **_options(study)),
     )
 
 
-def _count_classes(study: Study) -> int:
-    rosters = (run.roster() for run in study.runs)
-    labels = [roster[["label", "true_label"]].max().max() for roster in rosters if len(roster)]
-    return int(max(labels)) + 1
-
-
-def _compare(rows: pd.DataFrame, kind: NoiseKind, n_classes: int) -> LawComparison | None:
-    if rows["ratio"].nunique() < 4:
-        return None
-    ratio, accuracy = rows["ratio"].to_numpy(), rows["held_out_noisy"].to_numpy()
-    return compare_laws(ratio, accuracy, kind=kind, n_classes=n_classes)
+def _analyse(study: Study) -> NoiseEvidence:
+    runs = noise_table(study)
+    if runs.empty:
+        raise TraceError(f"No run of {study.path} has recorded anything yet.")
+    runs = runs[runs["ended_cleanly"].astype(bool)].dropna(subset=["held_out_noisy"])
+    if runs.empty:
+        raise TraceError(f"No run of {study.path} has come to its end yet.")
+    n_classes = max(count_classes(run) for run in study.runs if len(run.roster()))
+    memorised = runs[runs["arm"] == MEMORISED]
+    comparisons: dict[tuple[NoiseKind, int | None], LawComparison | None] = {}
+    memorised = memorised.sort_values("noise", ascending=False, kind="stable")
+    groups: Any = memorised.groupby(["noise", "width"], dropna=False, sort=False)
+    for (noise, width), rows in groups:
+        ratio, accuracy = rows["ratio"].to_numpy(float), rows["held_out_noisy"].to_numpy(float)
+        enough = len(np.unique(ratio)) >= 4
+        law: dict[str, Any] = {"kind": noise, "n_classes": n_classes}
+        key: tuple[NoiseKind, int | None] = (noise, None if pd.isna(width) else int(width))
+        comparisons[key] = compare_laws(ratio, accuracy, **law) if enough else None
+    others = [arm for arm in runs["arm"].unique() if arm != MEMORISED]
+    arms = [compare_arms(runs, arm=arm, n_classes=n_classes) for arm in others]
+    return NoiseEvidence(
+        runs=runs,
+        summary=summarise_noise_table(runs, n_classes=n_classes),
+        comparisons=comparisons,
+        arms=pd.concat(arms, ignore_index=True) if arms else pd.DataFrame(),
+        estimates=estimate_ratios(runs, mixture_rates(study), n_classes=n_classes),
+        shares=prediction_shares(study),
+        n_classes=n_classes,
+    )
 
 
 def _judge(
-    rows: pd.DataFrame, kind: NoiseKind, n_classes: int, comparison: LawComparison | None
+    found: NoiseEvidence, setting: tuple[NoiseKind, int | None], comparison: LawComparison | None
 ) -> list[str]:
-    name = f"{kind.capitalize()} noise"
+    noise, width = setting
+    several = len({w for _, w in found.comparisons}) > 1
+    name = f"{noise.capitalize()} noise" + (f", width {width}" if several else "")
+    mine = found.summary[found.summary["noise"] == noise]
+    if width is not None:
+        mine = mine[mine["width"] == width]
     sentences = []
-    noisy = rows[rows["ratio"] >= 0.2]
+    noisy = mine[(mine["arm"] == MEMORISED) & (mine["ratio"] >= 0.15)]
     if len(noisy):
-        sentences.append(f"{name}: {_judge_theory(noisy, kind, n_classes)}")
+        sentences.append(f"{name}: {_judge_theory(noisy, mine[mine['ratio'] >= 0.15])}")
     if comparison is None:
         sentences.append(f"{name}: fewer than four ratios, so no curve is compared with a line.")
-    elif np.isfinite(comparison.quadratic_over_line.value):
-        sentences.append(f"{name}, is it really a parabola? {_judge_bend(comparison)}")
     else:
         sentences.append(
-            f"{name}: {comparison.n_runs} runs are too few to tell a curve from a straight line. "
-            "Add seeds."
+            f"{name}, is it really a parabola? {_judge_bend(noise, found, comparison)}"
         )
     return sentences
 
 
-def _judge_theory(noisy: pd.DataFrame, kind: NoiseKind, n_classes: int) -> str:
-    deviation, ratio = largest_deviation(noisy, kind=kind, n_classes=n_classes)
-    memorised = (noisy["train_accuracy"] >= MEMORISED).all()
-    holds = "holds" if abs(deviation) <= TOLERANCE else "does not hold"
-    return (
-        f"Chen et al.'s law, which has no free parameter, {holds} within ± {TOLERANCE} at ratios "
-        f"of .2 and more. The largest deviation of {len(noisy)} runs is {deviation:+.3f}, at "
-        f"ratio {ratio:g}"
-        + ("." if memorised else "; but not all of them have memorised their labels.")
+def _judge_theory(noisy: pd.DataFrame, every_arm: pd.DataFrame) -> str:
+    worst: Any = noisy.iloc[int(noisy["deviation"].abs().to_numpy().argmax())]
+    holds = "holds" if abs(worst["deviation"]) <= TOLERANCE else "does not hold"
+    text = (
+        f"Chen et al.'s quadratic, which has no free parameter, {holds} within ± {TOLERANCE} at "
+        f"ratios from {noisy['ratio'].min():g} to {noisy['ratio'].max():g}; the largest deviation "
+        f"of the mean over seeds is {worst['deviation']:+.3f}"
+        f"{_interval(worst['deviation_low'], worst['deviation_high'])}, at ratio "
+        f"{worst['ratio']:g}"
     )
-
-
-def _judge_bend(comparison: LawComparison) -> str:
-    gain = comparison.quadratic_over_line
-    best = comparison.table.sort_values("aicc").iloc[0]
-    curved = "better than" if gain.low > 0 else "no better than"
-    return (
-        f"A quadratic describes these {comparison.n_runs} runs {curved} a straight line (AICc of "
-        f"the line minus AICc of the quadratic {gain.value:.1f}, 95 % interval {gain.low:.1f} to "
-        f"{gain.high:.1f}). Of the four laws the best is the {best['law']}, in "
-        f"{best['probability_best']:.0%} of resamples; it misses the mean at no ratio by more "
-        f"than {best['largest_deviation']:.3f}."
-    )
-
-
-def _caveats(study: Study, ended: pd.DataFrame) -> list[str]:
-    caveats = []
-    seeds = int(ended.groupby(["noise", "ratio"])["seed"].nunique().min())
-    if seeds < 3:
-        caveats.append(
-            f"Only {seeds} seed(s) at some ratios: intervals over runs rest on very little. Add "
-            f"seeds."
+    failing = every_arm[every_arm["deviation"].abs() > TOLERANCE]
+    needed = memorisation_needed(every_arm, tolerance=TOLERANCE)
+    if len(failing) and np.isfinite(needed):
+        text += (
+            f"; of all {len(every_arm)} settings with their arms, every one from a training "
+            f"accuracy of {needed:.3f} on is within, and {len(failing)} below it are not (highest "
+            f"{failing['train_accuracy'].max():.3f})"
         )
-    weak = ended[ended["train_accuracy"] < MEMORISED]
+    if (noisy["train_accuracy"] < FULLY).any():
+        text += "; but not all of these runs have memorised their labels"
+    return f"{text}."
+
+
+def _judge_bend(noise: NoiseKind, found: NoiseEvidence, comparison: LawComparison) -> str:
+    bend = comparison.curvature
+    in_theory = float(law_accuracy(1.0, kind=noise, n_classes=found.n_classes)) + 1
+    if not np.isfinite(bend.low):
+        return f"{comparison.n_runs} runs are too few to tell a curve from a straight line."
+    if bend.low > 0:
+        answer = "Yes, it bends upwards"
+    elif bend.high < 0:
+        answer = "No, it bends downwards"
+    else:
+        answer = "It cannot be told from a straight line"
+    by_left_out = comparison.table.sort_values("left_out_error").iloc[0]
+    by_aicc = comparison.table.sort_values("aicc").iloc[0]
+    return (
+        f"{answer}: the second-order coefficient is {bend.value:.2f}"
+        f"{_interval(bend.low, bend.high, '.2f')} over {bend.n} runs, where the theory has "
+        f"{in_theory:.2f} and a line 0. At ratios left out of the fit the {by_left_out['law']} is "
+        f"nearest (root mean square error {by_left_out['left_out_error']:.3f}"
+        f"{_interval(by_left_out['left_out_low'], by_left_out['left_out_high'], '.3f')}); by AICc "
+        f"the best of five is the {by_aicc['law']}, in {by_aicc['probability_best']:.0%} of "
+        "resamples."
+    )
+
+
+def _judge_arms(found: NoiseEvidence) -> list[str]:
+    sentences: list[str] = []
+    if found.arms.empty:
+        return sentences
+    for arm, rows in found.arms[found.arms["ratio"] > 0].groupby("arm", sort=False):
+        clear = rows[(rows["above_memorised_low"] > 0) & (rows["above_law"] > 0)]
+        least, most = rows["above_memorised"].min(), rows["above_memorised"].max()
+        sentences.append(
+            f"{str(arm).capitalize()} runs lie {least:+.3f} to {most:+.3f} from memorised ones on "
+            f"noisy labels; clearly above (paired 95 % interval above 0, and above the law) in "
+            f"{len(clear)} of {len(rows)} settings."
+        )
+    return sentences
+
+
+def _judge_estimates(found: NoiseEvidence) -> list[str]:
+    sentences = []
+    for estimator, rows in found.estimates.groupby("estimator", sort=False):
+        usable = rows[rows["usable"]]
+        if usable.empty:
+            sentences.append(f"The {estimator} gives no noise ratio that it would stand by.")
+            continue
+        off = (usable["estimate"] - usable["ratio"]).abs()
+        within = int((off <= RATIO_TOLERANCE).sum())
+        worst: Any = usable.iloc[int(off.to_numpy().argmax())]
+        sentences.append(
+            f"Without a true label, the {estimator} finds the noise ratio within ± "
+            f"{RATIO_TOLERANCE} in {within} of {len(usable)} settings where it may be used; "
+            f"furthest off is {worst['estimate']:.3f}{_interval(worst['low'], worst['high'])} for "
+            f"{worst['ratio']:g} ({worst['noise']})."
+        )
+    return sentences
+
+
+def _interval(low: float, high: float, form: str = "+.3f") -> str:
+    if not np.isfinite([low, high]).all():
+        return " (no interval: one seed)"
+    return f" (95 % interval {low:{form}} to {high:{form}})"
+
+
+def _caveats(study: Study, found: NoiseEvidence) -> list[str]:
+    caveats = []
+    memorised = found.runs[found.runs["arm"] == MEMORISED]
+    cells = found.runs.groupby(["arm", "noise", "ratio"])["seed"].nunique()
+    if len(cells) and cells.min() < 3:
+        caveats.append(
+            f"ONLY {cells.min()} SEED(S) in {int((cells < 3).sum())} of {len(cells)} settings: "
+            "intervals over seeds rest on very little. Add seeds."
+        )
+    weak = memorised[memorised["train_accuracy"] < FULLY]
     if len(weak):
         caveats.append(
-            f"{len(weak)} run(s) ended below {MEMORISED:.1%} training accuracy: "
+            f"{len(weak)} run(s) ended below {FULLY:.1%} training accuracy: "
             f"{', '.join(weak['run'])}. The law is about networks that have memorised."
         )
     table = study.table()
     unfinished = table.loc[~table["ended_cleanly"].astype(bool), "run"].tolist()
     if unfinished:
         caveats.append(f"Left out, because they have not ended: {', '.join(unfinished)}.")
+    included = int((found.runs["true_class"] == "included").sum())
+    caveats.append(
+        "Noise ratio is the share of wrong labels: the true class is excluded"
+        + (f", also for the {included} rows whose runs drew from all classes." if included else ".")
+    )
+    if (found.runs["arm"] == EARLY_STOPPED).any():
+        caveats.append(
+            "The epoch of the early-stopped arm is chosen on one half of the held-out data, by "
+            "accuracy on noisy labels, and measured on the other half, both ways round: it sees no "
+            "true label, and no sample both chooses and measures."
+        )
     caveats.append(
         "Accuracy here is against the noisy labels of held-out data, as in the paper; against the "
-        "true labels it is higher (see the table). The same images are split anew with each seed."
+        "true labels it is higher (see the table). The law takes classes to be equally frequent "
+        "and predictions to be the true class or where its labels go, nothing else. Each seed "
+        "draws its own images, the same ones at every ratio, so errors at different ratios are "
+        "not quite independent."
     )
     return caveats
 
 
-def _section(
-    rows: pd.DataFrame, kind: NoiseKind, n_classes: int, comparison: LawComparison | None
-) -> Section:
-    grid = np.linspace(0, max(float(rows["ratio"].max()), 0.5), 101)
-    recall = 1 - grid
-    precision = law_label_precision(grid, kind=kind, n_classes=n_classes)
-    theory = pd.DataFrame({"ratio": grid, "label_precision": precision, "label_recall": recall})
-    name = f"noise_law_{kind}"
-    title = f"Held-out accuracy against {kind} noise ratio"
-    if comparison is None:
-        law = Panel(name, title, "", missing="Run the study at four noise ratios or more.")
-    else:
-        curves = comparison.curves
-        caption = (
-            "Points are runs. Black is the law without a free parameter, green scales it by the "
-            "accuracy without noise; a line that misses the points in the middle is no law."
-        )
-        tables = {name: rows, f"{name}_curves": curves, f"{name}_comparison": comparison.table}
-        law = Panel(name, title, caption, lambda ax: plot_noise_law(rows, curves, ax=ax), tables)
-    name = f"label_precision_{kind}"
-    caption = (
-        "Keep the held-out samples whose prediction agrees with their label: precision is the "
-        "share of clean ones among them, recall the share of clean ones kept. Precision above 1 "
-        "− ratio is what this selection is worth."
-    )
-    tables = {name: rows, f"{name}_theory": theory}
-    selection = Panel(
-        name,
-        f"Label precision and recall under {kind} noise",
-        caption,
-        lambda ax: plot_label_precision(rows, theory, ax=ax),
-        tables,
-    )
-    return Section(f"{kind.capitalize()} noise", [law, selection])
-
-
-def _run_table(rows: pd.DataFrame, n_classes: int) -> PageTable:
-    columns = {
-        "train_accuracy": "train, noisy",
-        "held_out_noisy": "held-out, noisy",
-        "held_out_true": "held-out, true",
-        "label_precision": "label precision",
-        "label_recall": "label recall",
+def _options(study: Study) -> dict[str, object]:
+    factors = study.factors
+    config = study.runs[0].config
+    ratios = ",".join(f"{ratio:g}" for ratio in factors.get("ratio", []))
+    return {
+        "noise": factors.get("noise"),
+        "ratios": ratios,
+        "arm": factors.get("arm"),
+        "width": factors.get("width"),
+        "true_class": config.get("true_class"),
+        "n_images": config.get("n_images"),
     }
-    header = [
-        "noise",
-        "ratio",
-        "seeds",
-        "epochs",
-        *columns.values(),
-        "law",
-        "deviation",
-        "ratio by law",
-    ]
-    cells = []
-    for row in summarise_noise_table(rows, n_classes=n_classes).to_dict("records"):
-        texts = [row["noise"], f"{row['ratio']:g}", str(row["n_runs"])]
-        texts.append(f"{row['epochs_low']}–{row['epochs_high']}")
-        texts += [_with_spread(row, name) for name in columns]
-        texts += [
-            f"{row['law']:.3f}",
-            f"{row['deviation']:+.3f}",
-            _with_spread(row, "ratio_by_law"),
-        ]
-        cells.append([Cell(text) for text in texts])
-    note = (
-        "Means over seeds ± their standard deviation. “ratio by law” is the noise ratio that the "
-        "law gives for the measured accuracy; beyond its minimum the law cannot be inverted."
-    )
-    return PageTable("Runs", note, header, cells)
-
-
-def _with_spread(row: dict[Hashable, Any], name: str) -> str:
-    spread = row[f"{name}_std"]
-    return f"{row[name]:.3f}" + (f" ± {spread:.3f}" if pd.notna(spread) else "")

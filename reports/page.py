@@ -10,16 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from reports.style import house_style, to_svg
+from reports.style import DARK_FIGURES, house_style, to_svg
+
+PANEL_WIDTH, PANEL_HEIGHT = 4.0, 3.1
+"""Inches of one of several axes in a figure."""
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -35,21 +38,29 @@ class Panel:
         draw: Draws into the axes given; None if the data were not recorded.
         tables: The data drawn, by name of the CSV file without its ending.
         missing: Which probe to switch on, where the data were not recorded.
+        shape: Rows and columns of small multiples. Beyond (1, 1), `draw` gets an array of axes of
+            this shape, which share their limits, and the figure goes over the page's width.
     """
 
     name: str
     title: str
     caption: str
-    draw: Callable[[Axes], object] | None = None
+    draw: Callable[[Any], object] | None = None
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     missing: str = ""
+    shape: tuple[int, int] = (1, 1)
 
     def figure(self) -> Figure:
         """The drawn figure, in the house style."""
         if self.draw is None:
             raise ValueError(f"{self.name} was not recorded. {self.missing}")
-        figure = Figure()
-        self.draw(figure.add_subplot())
+        rows, columns = self.shape
+        if self.shape == (1, 1):
+            figure = Figure()
+            self.draw(figure.add_subplot())
+            return figure
+        figure = Figure(figsize=(max(6.2, PANEL_WIDTH * columns), PANEL_HEIGHT * rows))
+        self.draw(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False))
         return figure
 
     @cached_property
@@ -88,8 +99,35 @@ class PageTable:
 
 
 @dataclass(frozen=True)
+class Rerun:
+    """How to run it again.
+
+    Attributes:
+        command: One command line.
+        took: How long it took, in words; empty if unknown.
+        missing: What the plan holds and this page does not, such as runs that have not ended.
+    """
+
+    command: str
+    took: str = ""
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Page:
-    """A report: verdict first, then caveats, figures, tables and provenance."""
+    """A report, in the order in which it is read.
+
+    Attributes:
+        title: What it asks or is about.
+        subtitle: Of what.
+        verdict: Its answer, in one sentence with its uncertainty where it can be.
+        caveats: What could have fooled us.
+        sections: Further figures.
+        tables: The numbers.
+        provenance: Where they come from, by name.
+        key_figures: The three figures that the verdict rests on, before the caveats.
+        rerun: How to run it again; nothing where it is not a study's.
+    """
 
     title: str
     subtitle: str
@@ -98,6 +136,13 @@ class Page:
     sections: list[Section]
     tables: list[PageTable]
     provenance: dict[str, str]
+    key_figures: list[Panel] = field(default_factory=list)
+    rerun: Rerun | None = None
+
+    @property
+    def panels(self) -> list[Panel]:
+        """Every figure, in order."""
+        return [*self.key_figures, *(p for section in self.sections for p in section.panels)]
 
     def to_html(self) -> str:
         """The page as one self-contained HTML document."""
@@ -107,7 +152,7 @@ class Page:
             undefined=StrictUndefined,
             trim_blocks=True,
         )
-        return environment.get_template("report.html").render(page=self)
+        return environment.get_template("report.html").render(page=self, dark_figures=DARK_FIGURES)
 
     def write_figures(self, folder: Path) -> list[Path]:
         """Write every figure as PNG, SVG and PDF, and the data drawn as CSV.
@@ -120,7 +165,7 @@ class Page:
         """
         folder.mkdir(parents=True, exist_ok=True)
         written = []
-        for panel in (panel for section in self.sections for panel in section.panels):
+        for panel in self.panels:
             if panel.draw is None:
                 continue
             with house_style(salt=panel.name):

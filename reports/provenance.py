@@ -1,10 +1,12 @@
 """Where the numbers of a report come from."""
 
 import json
+import shlex
 from importlib.metadata import PackageNotFoundError, version
 
-from dynamics.traces import Run
+from dynamics.traces import Run, Study
 from dynamics.traces.foreign.account import read_import
+from reports.page import Rerun
 
 
 def describe_provenance(run: Run) -> dict[str, str]:
@@ -30,6 +32,31 @@ def describe_provenance(run: Run) -> dict[str, str]:
         "Report by": f"training-dynamics {own_version()}",
     }
     return {name: text for name, text in described.items() if text}
+
+
+def describe_rerun(study: Study, took: str = "", **options: object) -> Rerun:
+    """The command that runs a study again, and what of its plan has not ended.
+
+    Args:
+        study: The study.
+        took: How long it took, in words.
+        **options: Options of `dynamics study NAME` by name, underscores for hyphens: a list is an
+            option given several times. `out`, `data` and `seeds` are read from the study.
+
+    Returns:
+        For the report's section on running it again.
+    """
+    data = study.runs[0].config.get("data") if study.runs else None
+    seeds = study.factors.get("seed") or []
+    every = {"data": data, **options, "seeds": len(seeds) or None, "out": str(study.path)}
+    words = ["dynamics", "study", study.name]
+    for name, value in every.items():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if item is not None:
+                words += [f"--{name.replace('_', '-')}", str(item)]
+    table = study.table()
+    unfinished = table.loc[~table["ended_cleanly"].astype(bool), "run"].tolist()
+    return Rerun(shlex.join(words), took, [f"run {name} has not ended" for name in unfinished])
 
 
 def own_version() -> str:

@@ -23,6 +23,23 @@ PURPLE, ORANGE, SKY, GREY = "#AA4499", "#E69F00", "#56B4E9", "#666666"
 CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY)
 GROUP_COLOURS = {"clean": BLUE, "wrong label": VERMILION, "all": BLUE}
 
+_ON_DARK = {
+    "#ffffff": ("card", "#202225"),
+    "#e4e4e4": ("grid", "#34373b"),
+    "#444444": ("axis", "#9a9a9a"),
+    "#222222": ("strong", "#f2f2f2"),
+    "#000000": ("ink", "#ececec"),
+    GREY.lower(): ("grey", "#a5a5a5"),
+    BLUE.lower(): ("blue", "#4ba9e2"),
+    VERMILION.lower(): ("vermilion", "#f5803e"),
+    GREEN.lower(): ("green", "#2cc295"),
+    PURPLE.lower(): ("purple", "#d67fd6"),
+}
+"""Colour in a figure, and its CSS variable and value where a page is read in the dark."""
+
+DARK_FIGURES = " ".join(f"--{name}: {colour};" for name, colour in _ON_DARK.values())
+"""The variables' values on a dark page; without them each colour is the figure's own."""
+
 LineEnd = tuple[float, float, str, str]
 """Last x, last y, name and colour of a line."""
 
@@ -143,12 +160,23 @@ def log_axis(ax: Axes, which: Literal["x", "y"]) -> None:
 
 
 def to_svg(figure: Figure) -> str:
-    """A figure as an SVG element: no size of its own, no metadata, the same bytes each time."""
+    """A figure as an SVG element: no size of its own, no metadata, the same bytes each time.
+
+    Its colours are CSS variables with themselves as fallback, so that a page can darken them.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"\b(fill|stroke): (#[0-9a-f]{6})\b", _as_variable, text)
     return re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r' height="[^"]*pt"', "", text, count=1)
     )
+
+
+def _as_variable(found: re.Match[str]) -> str:
+    prop, colour = found.groups()
+    if colour not in _ON_DARK:
+        return found.group()
+    return f"{prop}: var(--{_ON_DARK[colour][0]}, {colour})"

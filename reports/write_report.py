@@ -1,12 +1,13 @@
 """`write_report`: from a run or a study to an HTML file, and figures beside it if asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dynamics.datasets import Dataset, open_dataset
 from dynamics.traces import Run, Study, TraceError
+from reports.comparison import compare_studies
 from reports.fisher_report import build_fisher_report
 from reports.noise_report import build_noise_report
 from reports.page import Page
@@ -22,16 +23,16 @@ STUDY_REPORTS: dict[str, Callable[[Study], Page]] = {
 
 
 def write_report(
-    source: Run | Study,
+    source: Run | Study | Sequence[Study],
     path: str | Path,
     *,
     data: str | Path | None = None,
     figures: str | Path | None = None,
 ) -> Path:
-    """Analyse a run or a study and write its report as one self-contained HTML file.
+    """Analyse a run, a study or several, and write the report as one self-contained HTML file.
 
     Args:
-        source: What `open_run` or `open_study` returned.
+        source: What `open_run` or `open_study` returned; several studies stand side by side.
         path: File to write; its folder is made if missing.
         data: Data set for pictures of suspect samples, as for `open_dataset`; the one that
             `run.json` names by default, if it is there and unchanged.
@@ -46,6 +47,8 @@ def write_report(
     page: Page
     if isinstance(source, Study):
         page = build_study_report(source)
+    elif not isinstance(source, Run):
+        page = compare_studies(source, build_study_report)
     else:
         page = build_run_report(source, _find_dataset(source, data))
     path = Path(path)

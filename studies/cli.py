@@ -56,9 +56,13 @@ def demo(
 
 @app.command()
 def report(
-    path: Annotated[Path, typer.Argument(help="Folder of a run or a study.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Folder of a run or a study; of several studies to compare."),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="HTML file; PATH/report.html by default.")
+        Path | None,
+        typer.Option(help="HTML file; PATH/report.html by default, comparison.html for several."),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Data set for pictures, if not where the run says.")
@@ -67,12 +71,17 @@ def report(
         Path | None, typer.Option(help="Folder for figures as PNG, SVG, PDF and their data as CSV.")
     ] = None,
 ) -> None:
-    """Write the HTML report of a run or a study."""
+    """Write the HTML report of a run or a study, or of several studies side by side."""
     with explained():
         from reports import write_report
 
-        source = _open(path)
-        written = write_report(source, out or path / "report.html", data=data, figures=figures)
+        if len(paths) == 1:
+            source, default = _open(paths[0]), paths[0] / "report.html"
+        else:
+            from dynamics import open_study
+
+            source, default = [open_study(path) for path in paths], Path("comparison.html")
+        written = write_report(source, out or default, data=data, figures=figures)
         typer.echo(written.resolve())
 
 

@@ -14,6 +14,22 @@ class Noise(StrEnum):
 
     symmetric = "symmetric"
     asymmetric = "asymmetric"
+    class_dependent = "class-dependent"
+
+
+class Arm(StrEnum):
+    """What keeps a network from memorising."""
+
+    plain = "plain"
+    weight_decay = "weight decay"
+    dropout = "dropout"
+
+
+class TrueClass(StrEnum):
+    """Whether a drawn label may be the true one."""
+
+    excluded = "excluded"
+    included = "included"
 
 
 def register(app: typer.Typer) -> None:
@@ -35,20 +51,41 @@ def study_noise_ratio(
     data: Annotated[
         str, typer.Option(help="digits, a folder of idx .gz files, or an .npz.")
     ] = "digits",
-    noise: Annotated[list[Noise], typer.Option(help="Kinds of noise; repeatable.")] = [  # noqa: B006 (typer's way)
-        Noise.symmetric,
-        Noise.asymmetric,
-    ],
+    noise: Annotated[
+        list[Noise],
+        typer.Option(
+            help="Kinds of noise, repeatable: symmetric (to any other class), asymmetric (to the "
+            "next class), class-dependent (rates from half to one and a half times the ratio)."
+        ),
+    ] = [Noise.symmetric, Noise.asymmetric],  # noqa: B006 (typer's way)
     ratios: Annotated[
         str, typer.Option(help="Noise ratios, separated by commas.")
     ] = "0,0.2,0.4,0.6,0.8",
+    arm: Annotated[
+        list[Arm],
+        typer.Option(
+            help="Arms, repeatable. Plain runs memorise, and show early stopping as well; weight "
+            "decay (L2 0.01) and dropout (0.5) run for 30 epochs, at ratios .2, .4 and .6."
+        ),
+    ] = [Arm.plain, Arm.weight_decay],  # noqa: B006 (typer's way)
+    width: Annotated[
+        list[int], typer.Option(help="Width of both hidden layers; repeatable.", min=1)
+    ] = [1024],  # noqa: B006 (typer's way)
+    true_class: Annotated[
+        TrueClass,
+        typer.Option(help="Whether symmetric noise may draw the true class (Arazo) or not (Chen)."),
+    ] = TrueClass.excluded,
     seeds: Annotated[int, typer.Option(help="Runs per combination.", min=1)] = 3,
     n_images: Annotated[int, typer.Option(help="Images used; half are trained on.", min=40)] = 8000,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two minutes: digits, width 256, whatever else is said.")
+    ] = False,
 ) -> None:
     """What label noise costs a network that memorises (Chen et al., ICML 2019).
 
     Trains an MLP on one half of the noisy data until it is memorised, measures on the other half,
-    and compares the law P(ε) with a free quadratic and a straight line. Stop it at any time: a
+    and compares the law P(ε) with a scaled one, a free quadratic, a straight line and a monotone
+    spline; beside it, the same networks stopped early or regularised. Stop it at any time: a
     second call goes on where the first one stopped.
     """
     with explained():
@@ -59,9 +96,12 @@ def study_noise_ratio(
         levels = _parse_ratios(ratios)
         run_study(
             out,
-            data=data,
+            data="digits" if quick else data,
             noises=[kind.value for kind in noise],
             ratios=levels,
+            arms=[a.value for a in arm],
+            widths=[256] if quick else width,
+            true_class=true_class.value,
             seeds=seeds,
             n_images=n_images,
         )
@@ -241,11 +281,10 @@ def _parse_ratios(text: str) -> list[float]:
 
 
 def _print_noise_table(study: Any) -> None:
-    from dynamics.noise_law import noise_table
+    from dynamics.noise_table import MEASURES, noise_table
 
-    columns = ["noise", "ratio", "train_accuracy", "held_out_noisy", "held_out_true"]
-    columns += ["label_precision", "label_recall"]
-    means = noise_table(study)[columns].groupby(["noise", "ratio"]).mean()
+    keys = ["arm", "width", "noise", "ratio"]
+    means = noise_table(study).groupby(keys, dropna=False)[MEASURES].mean()
     typer.echo(means.round(3).to_string())
 
 

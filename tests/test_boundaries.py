@@ -161,8 +161,8 @@ PUBLIC = {
     "UnsupportedModelError",
     reports: "write_report plot_accuracy plot_data_map plot_detection_auc plot_fall "
     "plot_fisher_runs plot_fisher_share plot_fisher_trace plot_grad_norm plot_label_precision "
-    "plot_loss plot_loss_mixture plot_noise_law plot_predicted_frac "
-    "plot_weighted_gradient_share",
+    "plot_left_out_error plot_loss plot_loss_mixture plot_memorisation plot_noise_law "
+    "plot_predicted_frac plot_prediction_shares plot_ratio_estimates plot_weighted_gradient_share",
 }
 
 

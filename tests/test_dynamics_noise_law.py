@@ -1,23 +1,18 @@
-"""The law of label noise: the papers' numbers, its inverse, and telling it from a line."""
+"""The law of label noise: the papers' numbers, its inverse, and its transition matrices."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recorded import info, write_run, write_study
 
-from dynamics import open_study
 from dynamics.noise_law import (
-    LAWS,
-    compare_laws,
+    highest_ratio,
     invert_law,
     law_accuracy,
     law_label_precision,
-    noise_table,
+    law_label_recall,
+    transition_matrix,
 )
-
-RATIOS = np.repeat([0.0, 0.2, 0.4, 0.6, 0.8], 3)
 
 
 @pytest.mark.parametrize(
@@ -73,128 +68,21 @@ def test_the_law_is_inverted_on_its_falling_branch(share, kind, n_classes):
 @pytest.mark.parametrize(("kind", "lowest_at"), [("symmetric", 0.9), ("asymmetric", 0.5)])
 def test_accuracies_out_of_range_are_clamped(kind, lowest_at):
     for accuracy, ratio in [(1.0, 0), (1.5, 0), (0.05, lowest_at), (0.0, lowest_at)]:
-        assert invert_law(accuracy, kind=kind, n_classes=10) == ratio
+        assert invert_law(accuracy, kind=kind, n_classes=10) == pytest.approx(ratio)
 
 
-def compare(accuracy, ratios=RATIOS, noise=0.01, kind="symmetric", **more):
-    errors = np.resize([noise, -noise, 0], len(ratios))  # three runs a ratio: no curve gains by it
-    measured = accuracy(ratios) + errors
-    return compare_laws(ratios, measured, kind=kind, n_classes=10, draws=100, **more)
-
-
-def of_law(ratio):
-    return law_accuracy(ratio, kind="symmetric", n_classes=10)
-
-
-def best(comparison):
-    return comparison.table.set_index("law")["aicc"].idxmin()
-
-
-def test_data_on_a_line_are_said_to_lie_on_a_line():
-    comparison = compare(lambda r: 0.95 - 0.7 * r)
-    assert best(comparison) == "straight line"
-    assert comparison.quadratic_over_line.value < 0
-    table = comparison.table.set_index("law")
-    assert table["probability_best"].idxmax() == "straight line"
-
-
-def test_data_of_the_law_are_said_to_follow_it():
-    comparison = compare(of_law)
-    assert best(comparison) == "theory"
-    assert comparison.quadratic_over_line.low > 0
-    table = comparison.table.set_index("law")
-    assert table.loc["straight line", "probability_best"] == 0
-    assert table.loc["straight line", "delta_aicc"] > 10
-    assert table.loc["theory", "delta_aicc"] == 0
-
-
-def test_a_law_that_starts_lower_is_told_from_the_law_itself():
-    comparison = compare(lambda r: 0.8 * of_law(r))
-    assert best(comparison) == "theory × clean accuracy"
-    curve = comparison.curves.set_index("ratio")["theory × clean accuracy"]
-    assert curve.loc[0.0] == pytest.approx(0.8)
-
-
-def test_the_numbers_of_a_law_without_parameters_are_those_of_the_formulas():
-    rng = np.random.default_rng(1)
-    accuracy = of_law(RATIOS) + 0.02 * rng.standard_normal(len(RATIOS))
-    comparison = compare_laws(RATIOS, accuracy, kind="symmetric", n_classes=10, draws=10)
-    row = comparison.table.set_index("law").loc["theory"]
-    residual = accuracy - of_law(RATIOS)
-    n, rss = len(RATIOS), (residual**2).sum()
-    assert row["rss"] == pytest.approx(rss)
-    assert row["aicc"] == pytest.approx(n * np.log(rss / n) + 2 + 4 / (n - 2))
-    means = residual.reshape(5, 3).mean(axis=1)
-    assert row["largest_deviation"] == pytest.approx(np.abs(means).max())
-    assert (comparison.n_runs, comparison.n_ratios) == (15, 5)
-    assert comparison.table["law"].tolist() == list(LAWS)
-    assert comparison.table["probability_best"].sum() == pytest.approx(1)
-
-
-def test_the_order_of_runs_changes_no_fit():
-    order = np.random.default_rng(0).permutation(len(RATIOS))
-    accuracy = of_law(RATIOS) + 0.01 * np.sin(np.arange(len(RATIOS)))
-    law = {"kind": "symmetric", "n_classes": 10, "draws": 5}
-    first = compare_laws(RATIOS, accuracy, **law).table
-    second = compare_laws(RATIOS[order], accuracy[order], **law).table
-    columns = ["rss", "largest_deviation", "aicc", "delta_aicc"]
-    np.testing.assert_allclose(first[columns], second[columns])
-
-
-def test_fewer_than_four_ratios_are_refused():
-    with pytest.raises(ValueError, match="there are 3"):
-        compare(of_law, ratios=np.repeat([0.0, 0.2, 0.4], 5))
-
-
-@pytest.mark.parametrize("n", [4, 5, 6])
-def test_one_run_at_each_of_few_ratios_is_compared_without_a_claim_it_cannot_make(n):
-    comparison = compare(of_law, ratios=np.linspace(0, 0.8, n))
-    aicc = comparison.table.set_index("law")["aicc"]
-    assert np.isfinite(aicc["theory"])
-    assert np.isinf(aicc["free quadratic"]) == (n <= 5)
-    assert np.isnan(comparison.quadratic_over_line.value) == (n <= 5)
-
-
-def rows(epoch, values):
-    """Rows of `scalars` as (name, block, value, stderr)."""
-    names, blocks, value, stderr = zip(*values, strict=True)
-    place = {"step": [10 * epoch] * len(values), "epoch": [epoch] * len(values)}
-    return place | {"name": names, "block": blocks, "value": value, "stderr": stderr}
-
-
-def test_the_noise_table_holds_the_last_epoch_of_every_run_with_values(tmp_path):
-    study = write_study(tmp_path / "s", [], name="noise-ratio")
-    info_of = {"noise": "symmetric", "ratio": 0.2, "seed": 7}
-    path = study.path / "study.json"
-    path.write_text(path.read_text().replace('"noise": []', '"noise": ["symmetric"]'))
-    early = rows(0, [("accuracy", "held-out, noisy labels", 0.1, 0.01)])
-    late = rows(
-        3,
-        [
-            ("accuracy", "train, noisy labels", 0.99, 0.01),
-            ("accuracy", "held-out, noisy labels", 0.64, 0.02),
-            ("accuracy", "held-out, true labels", 0.8, 0.03),
-            ("label_precision", "held-out", 0.98, 0.04),
-            ("label_recall", "held-out", 0.79, 0.05),
-        ],
-    )
-    write_run(study.path / "a", {"scalars": [late, early]}, about=info(config=info_of))
-    write_run(study.path / "b", {}, about=info(config=info_of), clean=False)
-    write_run(study.path / "c", {"scalars": [early]}, about=info(config=info_of), clean=False)
-    table = noise_table(open_study(study.path))
-    assert table["run"].tolist() == ["a", "c"]
-    assert table.iloc[0].to_dict() == info_of | {
-        "run": "a", "ended_cleanly": True, "epochs": 4, "train_accuracy": 0.99,
-        "held_out_noisy": 0.64, "held_out_noisy_stderr": 0.02, "held_out_true": 0.8,
-        "label_precision": 0.98, "label_recall": 0.79,
-    }  # fmt: skip
-    unfinished = table.iloc[1]
-    assert (unfinished["held_out_noisy"], unfinished["epochs"]) == (0.1, 1)
-    assert pd.isna(unfinished["train_accuracy"])
-    assert not unfinished["ended_cleanly"]
-
-
-def test_the_noise_table_of_a_study_without_values_is_empty_with_columns(tmp_path):
-    table = noise_table(write_study(tmp_path / "s", []))
-    assert table.empty
-    assert {"run", "noise", "ratio", "held_out_noisy", "label_recall"} <= set(table)
+@given(
+    share=st.floats(0, 0.999),
+    kind=st.sampled_from(["symmetric", "asymmetric", "class-dependent"]),
+    n_classes=st.integers(3, 30),
+)
+def test_the_formulas_are_those_of_the_transition_matrix(share, kind, n_classes):
+    ratio = share * highest_ratio(kind)
+    matrix = transition_matrix(ratio, kind=kind, n_classes=n_classes)
+    np.testing.assert_allclose(matrix.sum(1), 1)
+    assert (1 - np.diag(matrix)).mean() == pytest.approx(ratio)
+    law = {"kind": kind, "n_classes": n_classes}
+    accuracy, both_clean = (matrix**2).sum(1).mean(), (np.diag(matrix) ** 2).mean()
+    assert float(law_accuracy(ratio, **law)) == pytest.approx(accuracy)
+    assert float(law_label_precision(ratio, **law)) == pytest.approx(both_clean / accuracy)
+    assert float(law_label_recall(ratio, **law)) == pytest.approx(both_clean / (1 - ratio))

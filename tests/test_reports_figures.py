@@ -65,7 +65,12 @@ def share_table():
 
 def noise_runs():
     ratio = [0.0, 0.2, 0.4]
-    columns = {"noise": "symmetric", "ratio": ratio, "held_out_noisy": [0.9, 0.6, 0.4]}
+    columns = {
+        "noise": "symmetric",
+        "arm": "memorised",
+        "ratio": ratio,
+        "held_out_noisy": [0.9, 0.6, 0.4],
+    }
     columns |= {"held_out_noisy_stderr": [0.01, 0.02, 0.03]}
     columns |= {"label_precision": [1.0, 0.9, 0.8], "label_recall": [0.9, 0.8, 0.6]}
     return pd.DataFrame(columns)
@@ -73,6 +78,7 @@ def noise_runs():
 
 def law_curves():
     laws = ["theory", "theory × clean accuracy", "free quadratic", "straight line"]
+    laws += ["monotone spline"]
     curves = {law: [1.0 - i / 10, 0.5 - i / 10] for i, law in enumerate(laws)}
     return pd.DataFrame({"ratio": [0.0, 0.5], **curves})
 
@@ -80,6 +86,29 @@ def law_curves():
 def theory_table():
     columns = {"ratio": [0.0, 0.5], "label_precision": [1.0, 0.9], "label_recall": [1.0, 0.5]}
     return pd.DataFrame(columns)
+
+
+def settings_table():
+    columns = {"noise": "symmetric", "arm": ["memorised", "early-stopped"], "ratio": [0.2, 0.4]}
+    columns |= {"train_accuracy": [1.0, 0.7], "deviation": [0.01, 0.1]}
+    return pd.DataFrame(columns | {"deviation_low": [0.0, 0.05], "deviation_high": [0.02, 0.2]})
+
+
+def ratio_table():
+    columns = {"noise": "symmetric", "estimator": ["inverted law", "loss mixture"], "ratio": 0.4}
+    columns |= {"estimate": [0.38, 0.3], "low": [0.37, 0.2], "high": [0.4, 0.4]}
+    return pd.DataFrame(columns | {"usable": [True, False]})
+
+
+def left_out_table():
+    laws = law_curves().columns[1:]
+    columns = {"law": laws, "left_out_error": 0.03, "left_out_low": 0.01, "left_out_high": 0.05}
+    return pd.DataFrame(columns)
+
+
+def shares_table():
+    columns = {"noise": "asymmetric", "ratio": [0.0, 0.4], "kept": [0.9, 0.5]}
+    return pd.DataFrame(columns | {"flipped": [0.0, 0.4], "neither": [0.1, 0.1]})
 
 
 def fisher_curves():
@@ -118,10 +147,14 @@ TABLES = {
     "plot_fisher_trace": (FISHER,),
     "plot_grad_norm": (quantile_table(),),
     "plot_label_precision": (noise_runs(), theory_table()),
+    "plot_left_out_error": (left_out_table(),),
     "plot_loss": (quantile_table(),),
     "plot_loss_mixture": (mixture_table(),),
+    "plot_memorisation": (settings_table(),),
     "plot_noise_law": (noise_runs(), law_curves()),
     "plot_predicted_frac": (FRACTIONS,),
+    "plot_prediction_shares": (shares_table(),),
+    "plot_ratio_estimates": (ratio_table(),),
     "plot_weighted_gradient_share": (share_table(),),
 }
 

@@ -6,6 +6,7 @@ from recorded import law, noise_scalars, study_runs, write_study
 
 from dynamics.traces import TraceError
 from reports import write_report
+from reports.comparison import compare_studies
 from reports.write_report import build_study_report
 
 SYMMETRIC = ("symmetric",)
@@ -33,24 +34,23 @@ def following(tmp_path_factory):
 
 
 def test_runs_that_follow_the_law_are_said_to(following):
-    assert len(following.verdict) == 4
     for name, theory, bend in (
         ("Symmetric", *following.verdict[:2]),
-        ("Asymmetric", *following.verdict[2:]),
+        ("Asymmetric", *following.verdict[2:4]),
     ):
-        assert theory.startswith(f"{name} noise: Chen et al.'s law")
-        assert " holds within ± 0.06" in theory
-        assert "The largest deviation of 8 runs is " in theory
-        assert "not all of them have memorised" not in theory
-        assert "these 10 runs better than a straight line" in bend
+        assert theory.startswith(f"{name} noise: Chen et al.'s quadratic")
+        assert " holds within ± 0.06 at ratios from 0.2 to 0.8" in theory
+        assert "not all of these runs have memorised" not in theory
+        assert "Yes, it bends upwards" in bend
+        assert "over 10 runs" in bend
 
 
 def test_runs_on_a_straight_line_are_not_called_a_parabola(tmp_path):
     page = page_of(tmp_path / "study", study_runs(SYMMETRIC, accuracy=straight))
-    theory, bend = page.verdict
+    theory, bend = page.verdict[:2]
     assert "does not hold within ± 0.06" in theory
-    assert "no better than a straight line" in bend
-    assert "the best is the straight line" in bend
+    assert "It cannot be told from a straight line" in bend
+    assert "the best of five is the straight line" in bend
 
 
 def test_the_largest_deviation_is_named_with_its_sign_and_ratio(tmp_path):
@@ -59,15 +59,15 @@ def test_the_largest_deviation_is_named_with_its_sign_and_ratio(tmp_path):
 
     page = page_of(tmp_path / "study", study_runs(SYMMETRIC, accuracy=off, noise=0))
     assert " holds within" in page.verdict[0]
-    assert "is -0.050, at ratio 0.4." in page.verdict[0]
+    assert "is -0.050 (95 % interval -0.050 to -0.050), at ratio 0.4" in page.verdict[0]
 
 
 def test_fewer_than_four_ratios_compare_no_curve_with_a_line(tmp_path):
     page = page_of(tmp_path / "study", study_runs(SYMMETRIC, ratios=(0.0, 0.2, 0.4)))
-    assert page.verdict[1:] == [
+    assert page.verdict[1] == (
         "Symmetric noise: fewer than four ratios, so no curve is compared with a line."
-    ]
-    (law_panel, precision) = page.sections[0].panels
+    )
+    law_panel, precision = page.key_figures[0], page.sections[0].panels[0]
     assert law_panel.draw is None
     assert "four noise ratios" in law_panel.missing
     assert precision.draw is not None
@@ -77,19 +77,17 @@ def test_fewer_than_four_ratios_compare_no_curve_with_a_line(tmp_path):
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_few_seeds_are_a_caveat(tmp_path, seeds):
     page = page_of(tmp_path / "study", study_runs(SYMMETRIC, seeds=seeds))
-    assert f"Only {seeds} seed(s)" in page.caveats[0]
+    assert f"ONLY {seeds} SEED(S)" in page.caveats[0]
 
 
 def test_three_seeds_are_no_caveat(tmp_path):
     page = page_of(tmp_path / "study", study_runs(SYMMETRIC, seeds=3))
-    assert not any("seed(s)" in caveat for caveat in page.caveats)
+    assert not any("SEED(S)" in caveat for caveat in page.caveats)
 
 
 def test_a_curve_that_one_seed_cannot_tell_from_a_line_is_said_so(tmp_path):
-    """Five runs leave AICc of the quadratic undefined: the reader must not take silence for yes."""
-    page = page_of(tmp_path / "study", study_runs(SYMMETRIC, seeds=1))
-    assert not any("better than a straight line" in sentence for sentence in page.verdict)
-    assert any("line" in sentence for sentence in page.verdict[1:])
+    page = page_of(tmp_path / "study", study_runs(SYMMETRIC, seeds=1, noise=0.2))
+    assert "It cannot be told from a straight line" in page.verdict[1]
 
 
 def test_unfinished_runs_are_left_out_and_named(tmp_path):
@@ -113,7 +111,7 @@ def test_runs_that_have_not_memorised_are_named(tmp_path):
     runs[5]["scalars"] = noise_scalars(0.4, train=0.9)
     page = page_of(tmp_path / "study", runs)
     assert any("symmetric-0.4-seed1. The law is about" in caveat for caveat in page.caveats)
-    assert page.verdict[0].endswith("but not all of them have memorised their labels.")
+    assert page.verdict[0].endswith("but not all of these runs have memorised their labels.")
 
 
 def test_a_study_of_one_ratio_without_noise_has_a_page(tmp_path):
@@ -122,7 +120,7 @@ def test_a_study_of_one_ratio_without_noise_has_a_page(tmp_path):
 
 
 def test_the_table_of_runs_holds_means_the_law_and_its_inverse(following):
-    (table,) = following.tables
+    table = following.tables[0]
     rows = cells_of(table)
     assert [(row["noise"], row["ratio"]) for row in rows] == [
         (kind, f"{ratio:g}")
@@ -153,11 +151,13 @@ def test_the_page_is_written_with_its_figures_and_their_tables(following, tmp_pa
     study = write_study(tmp_path / "study", runs)
     html = write_report(study, tmp_path / "r.html", figures=tmp_path / "f").read_text("utf-8")
     names = {path.name for path in (tmp_path / "f").iterdir()}
-    for name in ("noise_law_symmetric", "label_precision_symmetric"):
-        assert {f"{name}.{ending}" for ending in ("png", "svg", "pdf", "csv")} <= names
+    for name in ("noise_law", "memorisation", "label_precision", "left_out_error"):
+        assert {f"{name}.{ending}" for ending in ("png", "svg", "pdf")} <= names
     assert {"noise_law_symmetric_curves.csv", "noise_law_symmetric_comparison.csv"} <= names
-    assert html.index('class="verdict"') < html.index('class="caveats"') < html.index("<figure")
-    assert html.count("<svg") == 2
+    order = ['class="verdict"', "<figure", 'class="caveats"', "<table", 'id="rerun"', "Provenance"]
+    places = [html.index(text) for text in order]
+    assert places == sorted(places)
+    assert "dynamics study noise-ratio --noise symmetric --ratios 0,0.2,0.4,0.6,0.8" in html
 
 
 def test_an_unknown_study_is_refused_by_name(tmp_path):
@@ -171,3 +171,23 @@ def test_a_study_without_an_ended_run_is_refused(tmp_path):
     runs = [run | {"clean": False} for run in study_runs(SYMMETRIC, seeds=1)]
     with pytest.raises(TraceError, match="come to its end"):
         page_of(tmp_path / "unended", runs)
+
+
+def test_two_studies_stand_side_by_side_on_the_same_axes(tmp_path):
+    studies = [
+        write_study(tmp_path / name, study_runs(SYMMETRIC, accuracy=curve))
+        for name, curve in (("bent", law), ("straight", lambda r, kind: 2 * straight(r, kind) / 3))
+    ]
+    page = compare_studies(studies, build_study_report)
+    assert page.verdict[0].startswith("bent: Symmetric noise")
+    assert {table.title.split(":")[0] for table in page.tables} == {"bent", "straight"}
+    panel = page.key_figures[1]
+    assert panel.shape == (2, 1)
+    upper, lower = panel.figure().axes
+    assert upper.get_ylim() == lower.get_ylim()
+    assert upper.get_title(loc="left") == "bent: Symmetric noise"
+    lowest = min(line.get_ydata().min() for ax in (upper, lower) for line in ax.get_lines())
+    assert upper.get_ylim()[0] <= lowest
+    assert len({p.name for p in page.panels}) == len(page.panels)
+    with pytest.raises(TraceError, match="two different studies"):
+        compare_studies([studies[0], studies[0]], build_study_report)

@@ -71,7 +71,7 @@ def test_report_of_a_study_with_figures_goes_where_it_is_told(study, tmp_path):
     code, printed, _ = call("report", study, "--out", out, "--figures", figures)
     assert (code, printed) == (0, f"{out.resolve()}\n")
     assert "What label noise costs" in out.read_text(encoding="utf-8")
-    assert (figures / "noise_law_symmetric.pdf").is_file()
+    assert (figures / "noise_law.pdf").is_file()
     assert (figures / "noise_law_symmetric.csv").is_file()
     assert not (study / "report.html").exists()
 
@@ -224,6 +224,7 @@ def test_no_arguments_show_the_help():
 def test_a_small_study_runs_and_prints_its_table_and_the_path_of_its_report(tmp_path):
     out = tmp_path / "study"
     options = ("--ratios", "0,0.4", "--n-images", 100, "--seeds", 1, "--noise", "symmetric")
+    options += ("--width", 64, "--arm", "plain")
     code, printed, error = call(*STUDY, "--out", out, *options)
     assert code == 0
     assert "error" not in error.lower()
@@ -232,8 +233,8 @@ def test_a_small_study_runs_and_prints_its_table_and_the_path_of_its_report(tmp_
     assert "held_out_noisy" in table[0]
     assert "symmetric" in "".join(table)
     assert "0.4" in "".join(table)
-    assert (out / "figures/label_precision_symmetric.png").is_file()
-    assert (out / "symmetric-0.4-seed0/run.json").is_file()
+    assert (out / "figures/label_precision.png").is_file()
+    assert (out / "symmetric-0.4-width64-seed0/run.json").is_file()
 
 
 def test_the_demo_refuses_a_folder_with_another_run_and_keeps_it(tmp_path):

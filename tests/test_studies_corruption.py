@@ -81,3 +81,35 @@ def test_what_is_flipped_does_not_depend_on_the_class():
 def test_what_cannot_be_is_refused(labels, ratio, kind, n_classes, message):
     with pytest.raises(ValueError, match=message):
         corrupt_labels(np.array(labels), ratio, kind=kind, n_classes=n_classes, seed=0)
+
+
+def test_class_dependent_noise_has_each_classs_rate_and_goes_to_the_next_two():
+    labels = np.repeat(np.arange(5), 1000)
+    noisy = corrupt_labels(labels, 0.4, kind="class-dependent", n_classes=5, seed=0)
+    shift = (noisy - labels) % 5
+    shares = [(shift[labels == c] > 0).mean() for c in range(5)]
+    np.testing.assert_allclose(shares, [0.2, 0.3, 0.4, 0.5, 0.6])
+    assert set(shift) == {0, 1, 2}
+    assert (shift == 1).sum() / (shift > 0).sum() == pytest.approx(2 / 3, abs=0.03)
+
+
+def test_with_the_true_class_included_a_tenth_of_the_drawn_labels_stays_right():
+    labels = np.zeros(20_000, int)
+    settings = {"kind": "symmetric", "n_classes": 10, "seed": 0}
+    noisy = corrupt_labels(labels, 0.5, true_class="included", **settings)
+    assert (noisy != labels).mean() == pytest.approx(0.45, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"kind": "asymmetric", "true_class": "included"}, "Only symmetric"),
+        ({"kind": "class-dependent", "ratio": 0.7}, "between 0 and 0.667"),
+        ({"kind": "class-dependent", "n_classes": 2}, "at least 3 classes"),
+        ({"true_class": "maybe"}, "excluded or included"),
+    ],
+)
+def test_conventions_that_make_no_sense_are_refused(changed, text):
+    settings = {"ratio": 0.2, "kind": "symmetric", "n_classes": 10, "seed": 0} | changed
+    with pytest.raises(ValueError, match=text):
+        corrupt_labels(np.array([0, 1]), **settings)

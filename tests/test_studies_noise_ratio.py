@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dynamics import open_run, open_study
 from dynamics.datasets import open_dataset
-from dynamics.noise_law import noise_table
+from dynamics.noise_table import noise_table
 from dynamics.traces import TraceError
 from studies import noise_ratio
 from studies.noise_ratio import NoiseRatioConfig, run_one, run_study
@@ -21,7 +21,7 @@ CONFIG = NoiseRatioConfig(
     ratio=0.4,
     seed=1,
     n_images=200,
-    hidden=(64,),
+    width=64,
     lr=0.1,
     batch_size=16,
     max_epochs=60,
@@ -150,32 +150,39 @@ def test_a_configuration_out_of_range_is_refused(changed):
         NoiseRatioConfig(**{**CONFIG.model_dump(), **changed})
 
 
+SAME = {"true_class": ["excluded"], "arm": ["plain"], "width": [8]}
+
+
 @pytest.fixture
 def small_runs(monkeypatch):
     """`run_study` with a small network for two epochs."""
-    small = partial(NoiseRatioConfig, hidden=(8,), max_epochs=2)
+    small = partial(NoiseRatioConfig, max_epochs=2)
     monkeypatch.setattr(noise_ratio, "NoiseRatioConfig", small)
 
 
 def test_a_study_runs_every_combination_and_grows_with_its_levels(small_runs, tmp_path):
     out = tmp_path / "deep" / "study"
-    run_study(out, data="digits", noises=["symmetric"], ratios=[0.4], seeds=1, n_images=80)
-    assert open_study(out).factors == {"noise": ["symmetric"], "ratio": [0.4], "seed": [0]}
-    before = files(out / "symmetric-0.4-seed0")
+    run_study(
+        out, data="digits", noises=["symmetric"], ratios=[0.4], seeds=1, n_images=80, widths=[8]
+    )
+    assert open_study(out).factors == SAME | {"noise": ["symmetric"], "ratio": [0.4], "seed": [0]}
+    before = files(out / "symmetric-0.4-width8-seed0")
     kinds = ["asymmetric", "symmetric"]
-    run_study(out, data="digits", noises=kinds, ratios=[0.2], seeds=2, n_images=80)
-    run_study(out, data="digits", noises=["symmetric"], ratios=[0.4], seeds=1, n_images=80)
+    run_study(out, data="digits", noises=kinds, ratios=[0.2], seeds=2, n_images=80, widths=[8])
+    run_study(
+        out, data="digits", noises=["symmetric"], ratios=[0.4], seeds=1, n_images=80, widths=[8]
+    )
     study = open_study(out)
     assert study.name == "noise-ratio"
-    assert study.factors == {"noise": kinds, "ratio": [0.2, 0.4], "seed": [0, 1]}
+    assert study.factors == SAME | {"noise": kinds, "ratio": [0.2, 0.4], "seed": [0, 1]}
     assert [run.name for run in study.runs] == [
-        "asymmetric-0.2-seed0",
-        "asymmetric-0.2-seed1",
-        "symmetric-0.2-seed0",
-        "symmetric-0.2-seed1",
-        "symmetric-0.4-seed0",
+        "asymmetric-0.2-width8-seed0",
+        "asymmetric-0.2-width8-seed1",
+        "symmetric-0.2-width8-seed0",
+        "symmetric-0.2-width8-seed1",
+        "symmetric-0.4-width8-seed0",
     ]
-    assert files(out / "symmetric-0.4-seed0") == before
+    assert files(out / "symmetric-0.4-width8-seed0") == before
     table = noise_table(study)
     assert table["ended_cleanly"].all()
     assert table.drop(columns=["label_precision"]).notna().all(axis=None)
@@ -186,8 +193,35 @@ def test_more_images_than_there_are_are_refused_or_not_claimed(small_runs, tmp_p
     """The record of a run must not say 8,000 images where 1,500 were used."""
     levels = {"noises": ["symmetric"], "ratios": [0.4], "seeds": 1}
     try:
-        run_study(tmp_path / "study", data="digits", **levels, n_images=8000)
+        run_study(tmp_path / "study", data="digits", **levels, n_images=8000, widths=[8])
     except ValueError:
         return
     (run,) = open_study(tmp_path / "study").runs
     assert len(run.roster()) == run.config["n_images"] // 2
+
+
+def test_regularised_arms_run_at_their_ratios_only_and_after_the_plain_one(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(noise_ratio, "run_one", lambda out, config: begun.append(config))
+    run_study(
+        tmp_path / "s", data="digits", noises=["symmetric"], ratios=[0, 0.2], seeds=1, n_images=80,
+        arms=["weight decay", "plain"],
+    )  # fmt: skip
+    assert [(c.arm, c.ratio) for c in begun] == [
+        ("plain", 0), ("plain", 0.2), ("weight decay", 0.2),
+    ]  # fmt: skip
+    assert begun[-1].max_epochs == noise_ratio.REGULARISED_EPOCHS
+
+
+def test_folds_of_the_held_out_half_add_up_to_it_and_the_confusion_is_of_the_last_epoch(finished):
+    scalars = open_run(finished).scalars()
+    last = scalars[scalars["epoch"] == scalars["epoch"].max()]
+    accuracy = last[last["name"] == "accuracy"].set_index("block")["value"]
+    folds = [accuracy[f"held-out {fold}, noisy labels"] for fold in "ab"]
+    assert np.mean(folds) == pytest.approx(accuracy["held-out, noisy labels"])
+    confusion = scalars[scalars["name"] == "confusion"]
+    assert set(confusion["epoch"]) == {scalars["epoch"].max()}
+    assert len(confusion) == 100
+    right = confusion[confusion["block"].isin([f"{c} as {c}" for c in range(10)])]
+    share = (right["value"] * right["n"]).sum() / right["n"].sum()
+    assert share == pytest.approx(accuracy["held-out, true labels"])
