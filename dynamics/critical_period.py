@@ -89,7 +89,9 @@ def critical_table(study: Study) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=columns)
     control = table[table["deficit"].eq("none") & table["ended_cleanly"].astype(bool)]
     known = control.set_index(["network", "rate", "seed"])["test_accuracy"]
-    keys = zip(table["network"], table["rate"].replace("reset", "decayed"), table["seed"], strict=True)
+    keys = zip(
+        table["network"], table["rate"].replace("reset", "decayed"), table["seed"], strict=True
+    )
     without = pd.Series([known.get(key, np.nan) for key in keys], table.index, dtype=float)
     table["drop"] = without - table["test_accuracy"]
     return table

@@ -26,7 +26,7 @@ PENALTY = 3.5
 
 MAX_BOUNDARIES = 3
 _SHORTEST = 3
-_WINDOW = 5
+_WINDOW, _SMOOTHED_FROM = 5, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class _LineCost(BaseCost):
 def describe_phases(table: pd.DataFrame, *, draws: int = 300, seed: int = 0) -> FisherPhases:
     """Rise, peak, decay and boundaries of one trace, with 95 % intervals.
 
-    The log of the trace is smoothed by a quadratic over five points. Measurement errors are drawn
+    The log of a trace of 20 points or more is smoothed by a quadratic over five. Measurement errors are drawn
     anew around the smoothed curve; since the largest of several noisy values is too large, the
     interval of each estimate is its basic bootstrap interval, which takes that off.
 
@@ -121,6 +121,36 @@ def describe_phases(table: pd.DataFrame, *, draws: int = 300, seed: int = 0) -> 
     )
 
 
+def tabulate_phases(traces: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Phases of several traces, and their boundaries.
+
+    Args:
+        traces: Columns `epoch, value, stderr`, and those in `keys`.
+        keys: Columns that tell one trace from another.
+
+    Returns:
+        One row per trace: `keys`, `rise, peak, peak_epoch, fall`, each with `_low` and `_high`,
+        `n_boundaries` and `has_interior_peak`; and one row per boundary: `keys, value, low, high`.
+        Traces of fewer than three points have no row.
+    """
+    rows, boundaries = [], []
+    for levels, trace in traces.groupby(keys, sort=False):
+        if (trace["value"] > 0).sum() < 3:
+            continue
+        found = describe_phases(trace)
+        about = dict(zip(keys, levels, strict=True))
+        row = about | {"n_boundaries": len(found.boundaries)}
+        for name in ("rise", "peak", "peak_epoch", "fall"):
+            part: Estimate = getattr(found, name)
+            row |= {name: part.value, f"{name}_low": part.low, f"{name}_high": part.high}
+        rows.append(row | {"has_interior_peak": found.has_interior_peak})
+        boundaries += [
+            about | {"value": b.value, "low": b.low, "high": b.high} for b in found.boundaries
+        ]
+    columns = [*keys, "value", "low", "high"]
+    return pd.DataFrame(rows), pd.DataFrame(boundaries, columns=columns)
+
+
 def find_boundaries(
     epoch: np.ndarray, level: np.ndarray, sigma: np.ndarray, *, draws: int = 100, seed: int = 0
 ) -> tuple[Estimate, ...]:
@@ -146,7 +176,9 @@ def find_boundaries(
     if scale <= 0 or most < 1:
         return ()
     partitions = [_partition(epoch, level / scale, k) for k in range(most + 1)]
-    penalised = [error + PENALTY * k * np.log(len(level)) for k, (_, error) in enumerate(partitions)]
+    penalised = [
+        error + PENALTY * k * np.log(len(level)) for k, (_, error) in enumerate(partitions)
+    ]
     n_found = int(np.argmin(penalised))
     ends = partitions[n_found][0]
     fitted = _fitted(epoch, level, ends)
@@ -221,8 +253,8 @@ def _noise_of(rows: pd.DataFrame, level: np.ndarray) -> np.ndarray:
 
 
 def _smoothed(level: np.ndarray) -> np.ndarray:
-    if len(level) < _WINDOW:
-        return level
+    if len(level) < _SMOOTHED_FROM:
+        return level  # so few points that a window would flatten a true peak
     return np.asarray(savgol_filter(level, _WINDOW, 2))
 
 

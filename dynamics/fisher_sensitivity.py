@@ -60,6 +60,36 @@ def trace_over_seeds(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table).reset_index()
 
 
+def deficit_traces(curves: pd.DataFrame, *, deficit: str = "blur") -> pd.DataFrame:
+    """Fisher traces without a deficit, and with the one that lasts longest, by network and rate.
+
+    The reset arm is shown beside the decayed one without a deficit, which is the same training.
+
+    Args:
+        curves: `plasticity_curves` of the ended runs of a critical-period study.
+        deficit: The deficit.
+
+    Returns:
+        Rows of `trace_over_seeds` with `network, rate, setting` (no deficit, or `<deficit> until
+        <t0>`) and `until`, the t0.
+    """
+    hit = curves[(curves["deficit"] == deficit) & (curves["onset"] == 0)]
+    parts = []
+    for (network, rate), rows in hit.groupby(["network", "rate"], sort=False):
+        until = int(rows["until"].max())
+        is_clean = (curves["deficit"] == "none") & (curves["network"] == network)
+        is_clean &= curves["rate"] == ("decayed" if rate == "reset" else rate)
+        settings = {
+            "no deficit": curves[is_clean],
+            f"{deficit} until {until}": rows[rows["until"] == until],
+        }
+        for setting, mine in settings.items():
+            if len(mine):
+                about = {"network": network, "rate": rate, "setting": setting, "until": until}
+                parts.append(trace_over_seeds(mine).assign(**about))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
 def clean_trace(curves: pd.DataFrame) -> pd.DataFrame:
     """The Fisher trace of training before any deficit, as far as it was run.
 

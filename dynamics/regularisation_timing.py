@@ -151,17 +151,15 @@ def fisher_against_accuracy(table: pd.DataFrame) -> pd.DataFrame:
         for `peak` and `final`: `runs`, `which`, `correlation, low, high, n`, and `sign` (positive,
         negative, or not resolved).
     """
-    known = table.dropna(subset=["test_accuracy", "peak_fisher", "final_fisher"])
+    known = within_seeds(table)
     never = known["schedule"] == "never"
     regularisers = list(dict.fromkeys(known.loc[~never, "regulariser"]))
     groups = {"all": known} if len(regularisers) > 1 else {}
     groups |= {name: known[never | (known["regulariser"] == name)] for name in regularisers}
     rows = []
     for name, runs in groups.items():
-        accuracy = _within_seed(runs, runs["test_accuracy"])
         for which in ("peak", "final"):
-            trace = _within_seed(runs, np.log(runs[f"{which}_fisher"].clip(lower=1e-12)))
-            found = rank_correlation(trace, accuracy)
+            found = rank_correlation(runs[f"log_{which}_fisher"], runs["accuracy"])
             sign = "positive" if found.low > 0 else "negative" if found.high < 0 else "not resolved"
             rows.append(
                 {"runs": name, "which": which, "correlation": found.value}
@@ -170,8 +168,25 @@ def fisher_against_accuracy(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _within_seed(runs: pd.DataFrame, values: pd.Series) -> np.ndarray:
-    return (values - values.groupby(runs["seed"]).transform("mean")).to_numpy(dtype=np.float64)
+def within_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Final accuracy and Fisher traces of each run, less the mean of the runs of its seed.
+
+    Args:
+        table: Ended rows of `timing_table`.
+
+    Returns:
+        Its `regulariser, schedule, seed` with `accuracy`, `log_peak_fisher` and `log_final_fisher`
+        (natural logs), centred; runs that lack one of them are left out.
+    """
+    known = table.dropna(subset=["test_accuracy", "peak_fisher", "final_fisher"])
+    known = known[(known["peak_fisher"] > 0) & (known["final_fisher"] > 0)]
+    found = known[["regulariser", "schedule", "seed"]].copy()
+    values = {"accuracy": known["test_accuracy"].astype(float)}
+    for which in ("peak_fisher", "final_fisher"):
+        values[f"log_{which}"] = np.log(known[which].astype(float))
+    for name, value in values.items():
+        found[name] = value - value.groupby(known["seed"]).transform("mean")
+    return found
 
 
 def _told(name: str, estimate: Estimate) -> dict[str, float]:

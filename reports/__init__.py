@@ -1,5 +1,10 @@
 """Reports: figures and self-contained HTML pages, drawn from traces. Needs no torch."""
 
+from reports.critical_figures import (
+    plot_deficit_removal,
+    plot_fisher_phases,
+    plot_window_sensitivity,
+)
 from reports.figures import (
     plot_data_map,
     plot_detection_auc,
@@ -23,6 +28,7 @@ from reports.noise_figures import (
     plot_ratio_estimates,
 )
 from reports.study_figures import plot_fall, plot_fisher_runs
+from reports.timing_figures import plot_peak_fisher, plot_switch
 from reports.write_report import write_report
 
 __all__ = [
@@ -31,8 +37,10 @@ __all__ = [
     # figures
     "plot_accuracy",
     "plot_data_map",
+    "plot_deficit_removal",
     "plot_detection_auc",
     "plot_fall",
+    "plot_fisher_phases",
     "plot_fisher_runs",
     "plot_fisher_share",
     "plot_fisher_trace",
@@ -43,8 +51,11 @@ __all__ = [
     "plot_loss_mixture",
     "plot_memorisation",
     "plot_noise_law",
+    "plot_peak_fisher",
     "plot_predicted_frac",
     "plot_prediction_shares",
     "plot_ratio_estimates",
+    "plot_switch",
     "plot_weighted_gradient_share",
+    "plot_window_sensitivity",
 ]

@@ -8,16 +8,20 @@ import numpy as np
 from dynamics.datasets import Dataset, open_dataset
 from dynamics.traces import Run, Study, TraceError
 from reports.comparison import compare_studies
+from reports.critical_report import build_critical_report
 from reports.fisher_report import build_fisher_report
 from reports.noise_report import build_noise_report
 from reports.page import Page
 from reports.run_report import build_run_report
+from reports.timing_report import build_timing_report
 
 MAX_BYTES = 2_000_000
 
 STUDY_REPORTS: dict[str, Callable[[Study], Page]] = {
     "noise-ratio": build_noise_report,
     "fisher-trace": build_fisher_report,
+    "critical-period": build_critical_report,
+    "regularisation-timing": build_timing_report,
 }
 """What lays out the report of each kind of study, by its name."""
 
