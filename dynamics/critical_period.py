@@ -10,7 +10,8 @@ References:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -126,7 +127,8 @@ def removal_drops(table: pd.DataFrame) -> pd.DataFrame:
     for keys, series in hit.groupby(SERIES, sort=False):
         by_seed = series.pivot_table(index="seed", columns="until", values="drop")
         fits = monotone_fit(by_seed.dropna().to_numpy())
-        for place, until in enumerate(by_seed.columns):
+        ends: Any = by_seed.columns
+        for place, until in enumerate(ends):
             end = series[series["until"] == until]
             rows.append(
                 dict(zip(SERIES, keys, strict=True))
@@ -172,20 +174,19 @@ def monotone_fit(drops: np.ndarray, *, draws: int = 400, seed: int = 0) -> list[
     if not len(drops):
         return []
 
-    def fit(seeds: list[np.ndarray]) -> np.ndarray:
+    def fit(seeds: list[np.ndarray], place: int) -> float:
         mean = np.concatenate([[0.0], np.mean(seeds, axis=0)])
         weights = np.ones(len(mean))
         weights[0] = 1e6  # without a deficit there is no drop
-        return np.asarray(isotonic_regression(mean, weights=weights).x[1:])
+        return float(isotonic_regression(mean, weights=weights).x[1 + place])
 
-    groups = list(drops)
+    groups, places = list(drops), range(drops.shape[1])
+    if len(groups) == 1:
+        nan = float("nan")
+        return [Estimate(fit(groups, place), nan, nan, 1, "one seed") for place in places]
     return [
-        hierarchical_bootstrap(
-            lambda seeds, place=place: float(fit(seeds)[place]), groups, draws=draws, seed=seed
-        )
-        if len(groups) > 1
-        else Estimate(float(fit(groups)[place]), np.nan, np.nan, 1, "one seed")
-        for place in range(drops.shape[1])
+        hierarchical_bootstrap(partial(fit, place=place), groups, draws=draws, seed=seed)
+        for place in places
     ]
 
 
@@ -225,12 +226,13 @@ def sensitivity_table(table: pd.DataFrame) -> pd.DataFrame:
     hit = hit.assign(length=hit["until"] - hit["onset"])
     rows = []
     for keys, series in hit.groupby(SERIES, sort=False):
-        counts = series.groupby("length")["onset"].nunique()
+        counts: Any = series.groupby("length")["onset"].nunique()
         length = int(counts.idxmax())
         if counts.max() < 2:
             continue
         mine = series[series["length"] == length]
-        for onset, runs in mine.groupby("onset"):
+        groups: Any = mine.groupby("onset")
+        for onset, runs in groups:
             rows.append(
                 dict(zip(SERIES, keys, strict=True))
                 | {"onset": int(onset), "length": length}
@@ -316,7 +318,8 @@ def compare_deficits(table: pd.DataFrame, *, against: str = "blur") -> pd.DataFr
     """
     hit = table[(table["deficit"] != "none") & (table["onset"] == 0)].dropna(subset=["drop"])
     rows = []
-    for (network, rate, until), runs in hit.groupby(["network", "rate", "until"]):
+    groups: Any = hit.groupby(["network", "rate", "until"])
+    for (network, rate, until), runs in groups:
         by_seed = runs.pivot_table(index="seed", columns="deficit", values="drop")
         if against not in by_seed:
             continue

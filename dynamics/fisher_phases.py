@@ -22,7 +22,7 @@ from dynamics.curves import describe_curve
 from dynamics.statistics import Estimate
 
 PENALTY = 3.5
-"""Times log(points): what a boundary must gain in χ² to be believed (calibrated on straight lines)."""
+"""Times log(points): what a boundary must gain in χ² (calibrated on straight lines)."""
 
 MAX_BOUNDARIES = 3
 _SHORTEST = 3
@@ -52,7 +52,7 @@ class FisherPhases:
     n_points: int
 
 
-class _LineCost(BaseCost):
+class _LineCost(BaseCost):  # type: ignore[misc]  # untyped in ruptures
     """Squared error of the straight line through a stretch, from running sums: O(1) each."""
 
     model = "line"
@@ -75,9 +75,11 @@ class _LineCost(BaseCost):
 def describe_phases(table: pd.DataFrame, *, draws: int = 300, seed: int = 0) -> FisherPhases:
     """Rise, peak, decay and boundaries of one trace, with 95 % intervals.
 
-    The log of a trace of 20 points or more is smoothed by a quadratic over five. Measurement errors are drawn
-    anew around the smoothed curve; since the largest of several noisy values is too large, the
-    interval of each estimate is its basic bootstrap interval, which takes that off.
+    The log of a trace of 20 points or more is smoothed by a quadratic over five. Measurement errors
+    are drawn anew around it. Intervals of rise, peak and fall are the log ± 1.96 standard errors of
+    the redrawn ones, that of the peak's epoch holds the middle 95 % of them. In simulations those
+    of rise and fall cover 93 to 95 %, those of the peak 91 to 95 % (the largest of several noisy
+    values is too large), those of the epoch 99 % and more.
 
     Args:
         table: Rows of `run.scalars("fisher_trace")` of one block: columns `epoch, value, stderr`.
@@ -101,20 +103,20 @@ def describe_phases(table: pd.DataFrame, *, draws: int = 300, seed: int = 0) -> 
     noise = sigma * rng.standard_normal((draws, len(level)))
     found = _shape(epoch, smooth)
     drawn = np.array([_shape(epoch, _smoothed(smooth + e)) for e in noise])
-    method = f"basic bootstrap over measurement error, {draws}"
+    method = f"parametric bootstrap over measurement error, {draws}"
     n = len(level)
 
-    def estimate(which: int, *, log: bool) -> Estimate:
-        high, low = 2 * found[which] - np.quantile(drawn[:, which], [0.025, 0.975])
-        values = np.array([found[which], low, high])
-        values = np.exp(values) if log else np.clip(values, epoch[0], epoch[-1])
-        return Estimate(*map(float, values), n, method)
+    def estimate(which: int) -> Estimate:
+        half = 1.96 * float(drawn[:, which].std(ddof=1))
+        value, low, high = (float(np.exp(found[which] + step)) for step in (0.0, -half, half))
+        return Estimate(value, low, high, n, method)
 
+    low, high = np.quantile(drawn[:, 2], [0.025, 0.975])
     return FisherPhases(
-        rise=estimate(0, log=True),
-        peak=estimate(1, log=True),
-        peak_epoch=estimate(2, log=False),
-        fall=estimate(3, log=True),
+        rise=estimate(0),
+        peak=estimate(1),
+        peak_epoch=Estimate(float(found[2]), float(low), float(high), n, method),
+        fall=estimate(3),
         boundaries=find_boundaries(epoch, level, sigma, draws=min(draws, 100), seed=seed),
         has_interior_peak=describe_curve(table).has_interior_peak,
         n_points=n,
@@ -245,7 +247,7 @@ def plasticity_over_epochs(scalars: pd.DataFrame) -> pd.DataFrame:
 
 
 def _noise_of(rows: pd.DataFrame, level: np.ndarray) -> np.ndarray:
-    """Error of each log value: the stated one, or where it is larger, that of second differences."""
+    """Error of each log value: the stated one, or that of second differences if larger."""
     stated = rows["stderr"].to_numpy(dtype=np.float64) / rows["value"].to_numpy(dtype=np.float64)
     bends = np.abs(np.diff(level, 2))
     rough = float(np.median(bends)) / 0.6745 / np.sqrt(6) if len(bends) > 3 else 0.0

@@ -7,6 +7,7 @@ the choice of the lag into account, but not that smoothness.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,14 +50,13 @@ def trace_over_seeds(curves: pd.DataFrame) -> pd.DataFrame:
         seeds, or of the measurement for one seed.
     """
     rows = curves[(curves["curve"] == "fisher_trace") & (curves["value"] > 0)]
-    rows = rows.assign(
-        level=np.log(rows["value"].astype(float)), relative=rows["stderr"] / rows["value"]
-    )
+    rows = rows.astype({"value": float, "stderr": float})
+    rows = rows.assign(level=np.log(rows["value"]), relative=rows["stderr"] / rows["value"])
     by_epoch = rows.groupby("epoch")
     found = by_epoch["level"].agg(["mean", "sem", "size"])
     value = np.exp(found["mean"])
-    relative = found["sem"].fillna(by_epoch["relative"].mean())
-    table = {"value": value, "stderr": value * relative.astype(float), "n": found["size"]}
+    relative = found["sem"].where(found["size"] > 1, by_epoch["relative"].mean())
+    table = {"value": value, "stderr": value * relative, "n": found["size"]}
     return pd.DataFrame(table).reset_index()
 
 
@@ -85,7 +85,8 @@ def deficit_traces(curves: pd.DataFrame, *, deficit: str = "blur") -> pd.DataFra
         }
         for setting, mine in settings.items():
             if len(mine):
-                about = {"network": network, "rate": rate, "setting": setting, "until": until}
+                about: dict[str, Any] = {"network": network, "rate": rate}
+                about |= {"setting": setting, "until": until}
                 parts.append(trace_over_seeds(mine).assign(**about))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 

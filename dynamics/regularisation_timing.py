@@ -1,4 +1,4 @@
-"""What a regulariser does when it is on early, late or in a window; and what the Fisher trace tells.
+"""What a regulariser does when it is on early, late or in a window; what the Fisher trace tells.
 
 Units are seeds: a run is compared with the runs that never and always have the regulariser and
 share its seed.
@@ -7,6 +7,9 @@ References:
     Golatkar, Achille and Soatto, NeurIPS 2019, arXiv:1905.13277. Jastrzębski et al., ICML 2021,
     arXiv:2012.14193, for the opposite sign of the Fisher trace's early peak.
 """
+
+import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -82,7 +85,8 @@ def timing_effects(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for regulariser, runs in table[table["schedule"] != "never"].groupby("regulariser", sort=False):
         always = runs[runs["schedule"] == "always"].set_index("seed")["test_accuracy"]
-        for (schedule, t0), same in runs.groupby(["schedule", "t0"]):
+        groups: Any = runs.groupby(["schedule", "t0"])
+        for (schedule, t0), same in groups:
             mine = same.set_index("seed")["test_accuracy"]
             effect = _paired(mine, never)
             differences = (mine - never.reindex(mine.index)).dropna()
@@ -159,7 +163,9 @@ def fisher_against_accuracy(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, runs in groups.items():
         for which in ("peak", "final"):
-            found = rank_correlation(runs[f"log_{which}_fisher"], runs["accuracy"])
+            found = rank_correlation(
+                runs[f"log_{which}_fisher"].to_numpy(), runs["accuracy"].to_numpy()
+            )
             sign = "positive" if found.low > 0 else "negative" if found.high < 0 else "not resolved"
             rows.append(
                 {"runs": name, "which": which, "correlation": found.value}
@@ -183,7 +189,7 @@ def within_seeds(table: pd.DataFrame) -> pd.DataFrame:
     found = known[["regulariser", "schedule", "seed"]].copy()
     values = {"accuracy": known["test_accuracy"].astype(float)}
     for which in ("peak_fisher", "final_fisher"):
-        values[f"log_{which}"] = np.log(known[which].astype(float))
+        values[f"log_{which}"] = known[which].astype(float).map(math.log)
     for name, value in values.items():
         found[name] = value - value.groupby(known["seed"]).transform("mean")
     return found

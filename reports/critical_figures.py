@@ -1,4 +1,4 @@
-"""Figures of the critical-period study, one function each: `plot_<name>(table, ..., *, ax=None)`."""
+"""Figures of the critical-period study: `plot_<name>(table, ..., *, ax=None)`."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -53,9 +53,10 @@ def plot_deficit_removal(
     """
     ax = new_axes(ax)
     ends: list[LineEnd] = []
-    for row in control.itertuples():
-        ax.axhline(row.accuracy, color=GREY, linestyle="--", linewidth=1)
-        ax.axhspan(row.accuracy_low, row.accuracy_high, color=GREY, alpha=0.12, linewidth=0)
+    for row in control.to_dict("records"):
+        ax.axhline(row["accuracy"], color=GREY, linestyle="--", linewidth=1)
+        low, high = row["accuracy_low"], row["accuracy_high"]
+        ax.axhspan(low, high, color=GREY, alpha=0.12, linewidth=0)
     for deficit, rows in drops.groupby("deficit", sort=False):
         colour = DEFICIT_COLOURS.get(str(deficit), GREY)
         seeds = runs[runs["deficit"] == deficit]
@@ -63,8 +64,8 @@ def plot_deficit_removal(
         style = "o-" if len(rows) > 1 else "D"
         ax.plot(rows["until"], rows["accuracy"], style, color=colour, markersize=4)
         if len(rows) > 1:
-            x, low, high = rows["until"], rows["accuracy_low"], rows["accuracy_high"]
-            band(ax, x.to_numpy(), low.to_numpy(), high.to_numpy(), colour)
+            x, lows, highs = rows["until"], rows["accuracy_low"], rows["accuracy_high"]
+            band(ax, x.to_numpy(), lows.to_numpy(), highs.to_numpy(), colour)
         last = rows.iloc[-1]
         ends.append((float(last["until"]), float(last["accuracy"]), str(deficit), colour))
     ax.set(xlabel="epoch t0 at which the deficit ends", ylabel="final test accuracy")
@@ -143,9 +144,9 @@ def plot_fisher_phases(
             va="center",
             annotation_clip=False,
         )
-        for row in boundaries[boundaries["setting"] == setting].itertuples():
-            ax.axvline(row.value, color=colour, linestyle=":", linewidth=1)
-            ax.axvspan(row.low, row.high, color=colour, alpha=0.08, linewidth=0)
+        for row in boundaries[boundaries["setting"] == setting].to_dict("records"):
+            ax.axvline(row["value"], color=colour, linestyle=":", linewidth=1)
+            ax.axvspan(row["low"], row["high"], color=colour, alpha=0.08, linewidth=0)
     ax.axvline(until, color="#222222", linestyle="--", linewidth=0.8)
     ax.set_ylabel("tr F (nats² per squared unit)")
     log_axis(ax, "y")

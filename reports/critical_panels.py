@@ -92,7 +92,7 @@ def fisher_panel(traces: pd.DataFrame, boundaries: pd.DataFrame) -> Panel:
                 ax.set_title(f"{network}, rate {rate}")
 
     caption = (
-        "Geometric means over seeds, bands ±1.96 standard errors of them; measured on clean images. "
+        "Geometric means over seeds, bands ±1.96 standard errors of them; on clean images. "
         "Dotted with a band: boundary between phases and its 95 % interval. Black dashes: the end "
         "of the deficit."
     )

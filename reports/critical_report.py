@@ -127,7 +127,9 @@ def _analyse(study: Study) -> CriticalEvidence:
     for (network, rate), rows in _blur_windows(sensitivity):
         mine = curves[(curves["network"] == network) & (curves["rate"] == rate)]
         clean[network, rate] = clean_trace(mine)
-        match = match_fisher(rows["onset"], rows["sensitivity"], clean[network, rate])
+        match = match_fisher(
+            rows["onset"].to_numpy(), rows["sensitivity"].to_numpy(), clean[network, rate]
+        )
         windows[network, rate] = (find_critical_window(rows), match)
     return CriticalEvidence(
         runs=runs,
@@ -244,8 +246,8 @@ def _judge_phases(phases: pd.DataFrame) -> list[str]:
             else "no interior peak that stands out of its error"
         )
         sentences.append(
-            f"{_named(row['network'])}, {row['rate']} rate, no deficit: the Fisher trace (geometric "
-            f"mean over seeds) has {peak}."
+            f"{_named(row['network'])}, {row['rate']} rate, no deficit: the Fisher trace "
+            f"(geometric mean over seeds) has {peak}."
         )
     return sentences
 
@@ -259,8 +261,8 @@ def _caveats(study: Study, found: CriticalEvidence) -> list[str]:
         )
     weak = found.runs[found.runs["train_accuracy"] < FITTED]
     if len(weak):
-        where = weak.groupby(["network", "rate"]).size()
-        told = ", ".join(f"{n} of {network}, {rate}" for (network, rate), n in where.items())
+        groups: Any = weak.groupby(["network", "rate"])
+        told = ", ".join(f"{len(rows)} of {n}, {rate} rate" for (n, rate), rows in groups)
         caveats.append(
             f"{len(weak)} run(s) ended below {FITTED:.0%} training accuracy ({told}): there a low "
             "test accuracy is that of a network that has not finished, not of one harmed for good."
@@ -273,9 +275,9 @@ def _caveats(study: Study, found: CriticalEvidence) -> list[str]:
         "deficit has trained longer in all, which by itself may help it.",
         "A decaying rate confounds windows too: a late one falls on a small rate, so that it can "
         "neither do harm nor be undone.",
-        "Fisher traces are measured on clean images throughout, also during a deficit, labels drawn "
-        "from the model. Sensitivity and trace are smooth curves over one axis: their correlation "
-        "over a few onsets is weak evidence, whatever its p-value.",
+        "Fisher traces are measured on clean images throughout, also during a deficit, with labels "
+        "drawn from the model. Sensitivity and trace are smooth curves over one axis: their "
+        "correlation over a few onsets is weak evidence, whatever its p-value.",
         "With batch normalisation the Fisher trace falls as 1/‖w‖² while weights grow; each run's "
         "own report shows ‖w‖² and the scale-free trace.",
         "Each verdict stands for itself; no correction is made for there being several of them.",

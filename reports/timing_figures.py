@@ -40,9 +40,9 @@ def plot_switch(effects: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax)
     ends: list[LineEnd] = []
     ax.axhline(0, color="#222222", linewidth=0.8)
-    for row in effects[effects["schedule"] == "always"].itertuples():
-        ax.axhline(row.effect, color=GREY, linestyle="--", linewidth=1)
-        ax.axhspan(row.low, row.high, color=GREY, alpha=0.12, linewidth=0)
+    for row in effects[effects["schedule"] == "always"].to_dict("records"):
+        ax.axhline(row["effect"], color=GREY, linestyle="--", linewidth=1)
+        ax.axhspan(row["low"], row["high"], color=GREY, alpha=0.12, linewidth=0)
     for schedule, (name, colour) in SCHEDULES.items():
         rows = effects[effects["schedule"] == schedule].sort_values("t0")
         if rows.empty:

@@ -94,10 +94,10 @@ def _judge(regulariser: str, rows: pd.DataFrame) -> str:
 
 
 def _judge_sign(row: dict[Any, Any]) -> str:
+    found = f"{row['correlation']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
     return (
         f"Rank correlation over all {row['n']} runs, within seeds, of the {row['which']} of tr F "
-        f"with final accuracy: {row['correlation']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}), "
-        f"{row['sign']}. {LITERATURE[row['which']]}."
+        f"with final accuracy: {found}, {row['sign']}. {LITERATURE[row['which']]}."
     )
 
 

@@ -122,14 +122,18 @@ def plan_study(
     for network in networks:
         without_reset = [rate for rate in rates if rate != "reset"]
         clean: list[dict[str, object]] = [{"rate": rate} for rate in without_reset]
-        blurred = [{"rate": r, "deficit": "blur", "until": t} for r in rates for t in ends]
-        windows = [
+        blurred: list[dict[str, object]] = [
+            {"rate": rate, "deficit": "blur", "until": end} for rate in rates for end in ends
+        ]
+        windows: list[dict[str, object]] = [
             {"rate": rate, "deficit": "blur", "onset": onset, "until": onset + window}
             for rate in without_reset
             for onset in onsets
             if onset or window not in ends  # the first window is a deficit until its end
         ]
-        last = [{"deficit": kind, "until": t} for kind in others for t in ends[-1:]]
+        last: list[dict[str, object]] = [
+            {"deficit": kind, "until": end} for kind in others for end in ends[-1:]
+        ]
         series = ([*clean, *blurred], windows, last)
         runs += [
             {"network": network, "seed": seed, **run}

@@ -1,4 +1,4 @@
-"""Study `regularisation-timing`: does it matter when one regularises (Golatkar et al., NeurIPS 2019)?
+"""Study `regularisation-timing`: does it matter when one regularises (Golatkar et al., 2019)?
 
 A regulariser is on until epoch t0, off until t0, or on in a window of fixed length; all runs train
 equally long, from the same initial weights and in the same order of samples. The network is that of

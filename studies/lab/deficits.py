@@ -1,4 +1,4 @@
-"""Deficits: what a network sees in place of the data for a while, as pure functions of (data, seed).
+"""Deficits: what a network sees in place of the data for a while; functions of (data, seed).
 
 Blur and noise change what images look like up close; a vertical flip and a permutation of the
 classes leave the low-level statistics of images as they are (Achille et al., ICLR 2019, Sec. 2).
