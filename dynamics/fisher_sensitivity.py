@@ -134,10 +134,13 @@ def match_fisher(
     if len(onset) < FEWEST:
         return None
     at = {lag: _at(trace, onset + lag) for lag in range(longest_lag + 1)}
-    at = {lag: values for lag, values in at.items() if np.isfinite(values).sum() >= FEWEST}
+    known_at = {lag: np.isfinite(values) for lag, values in at.items()}
+    ranks = {
+        lag: _unit_ranks(at[lag][mask]) for lag, mask in known_at.items() if mask.sum() >= FEWEST
+    }
 
     def correlations(drops: np.ndarray) -> dict[int, float]:
-        return {lag: _spearman(values, drops) for lag, values in at.items()}
+        return {lag: float(x @ _unit_ranks(drops[known_at[lag]])) for lag, x in ranks.items()}
 
     found = correlations(drop)
     best_lag = max(found, key=lambda lag: abs(found[lag]))
@@ -148,7 +151,7 @@ def match_fisher(
         draws=999,
         seed=seed,
     )
-    at_onset = rank_correlation(at.get(0, np.full(len(onset), np.nan)), drop)
+    at_onset = rank_correlation(at[0], drop)
     return FisherMatch(at_onset, best_lag, found[best_lag], test.p_value, len(onset))
 
 
@@ -159,8 +162,8 @@ def _at(trace: pd.DataFrame, epochs_done: np.ndarray) -> np.ndarray:
     return np.asarray(np.interp(epochs_done, done, value, left=np.nan, right=np.nan))
 
 
-def _spearman(values: np.ndarray, drops: np.ndarray) -> float:
-    known = np.isfinite(values)
-    if np.ptp(values[known]) == 0 or np.ptp(drops[known]) == 0:
-        return 0.0
-    return float(stats.spearmanr(values[known], drops[known]).statistic)
+def _unit_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks, centred and of length 1: the product of two of them is Spearman's correlation."""
+    ranks = stats.rankdata(values) - (len(values) + 1) / 2
+    size = float(np.sqrt(ranks @ ranks))
+    return np.asarray(ranks / size if size > 0 else ranks)

@@ -13,7 +13,7 @@ from dynamics.fisher_sensitivity import (
 )
 from dynamics.plasticity import plasticity_curves
 
-ONSETS = np.array([0, 2, 4, 6, 8, 10])
+ONSETS = np.array([0, 2, 4, 6, 8])
 
 
 def trace(values):
@@ -73,23 +73,24 @@ def test_sensitivity_that_is_the_trace_at_onset_matches_without_a_lag():
     values = [1, 2, 9, 7, 6, 5, 4, 3, 2.5, 2, 1.5, 1.2, 1.1]
     drops = [values[onset] for onset in ONSETS]
     found = match_fisher(ONSETS, drops, trace(values))
-    assert (found.at_onset.value, found.best_lag, found.n) == (1, 0, 6)
-    assert found.best == 1
+    assert (found.best_lag, found.n) == (0, 5)
+    assert found.at_onset.value == pytest.approx(1)
+    assert found.best == pytest.approx(1)
 
 
 def test_a_lag_is_found():
     values = [1, 3, 9, 2, 8, 4, 7, 2.5, 6, 1.5, 5, 1.2, 3.3, 0.5]
     drops = [values[onset + 1] for onset in ONSETS]
     found = match_fisher(ONSETS, drops, trace(values), longest_lag=3)
-    assert (found.best_lag, found.best) == (1, 1)
+    assert (found.best_lag, found.best) == (1, pytest.approx(1))
     assert found.at_onset.value < 0.9
 
 
 def test_too_few_onsets_or_a_short_trace_give_no_answer():
     values = np.arange(1.0, 14)
     assert match_fisher(ONSETS[:3], [1, 2, 3], trace(values)) is None
-    assert match_fisher(ONSETS, np.ones(6), trace(values[:4])) is None
-    assert match_fisher(ONSETS, [1, 2, 3, np.nan, np.nan, np.nan], trace(values)) is None
+    assert match_fisher(ONSETS, np.arange(5.0), trace(values[:4])) is None
+    assert match_fisher(ONSETS, [1, 2, 3, np.nan, np.nan], trace(values)) is None
 
 
 def false_alarms(n):
@@ -98,7 +99,7 @@ def false_alarms(n):
     found = []
     for _ in range(n):
         values = np.exp(rng.standard_normal(21))
-        match = match_fisher(ONSETS, rng.standard_normal(6), trace(values), longest_lag=4)
+        match = match_fisher(ONSETS, rng.standard_normal(5), trace(values), longest_lag=4)
         found.append(match.p_value < 0.05)
     return np.mean(found)
 
