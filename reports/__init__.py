@@ -2,6 +2,7 @@
 
 from reports.critical_figures import (
     plot_deficit_removal,
+    plot_deficits,
     plot_fisher_phases,
     plot_window_sensitivity,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "plot_accuracy",
     "plot_data_map",
     "plot_deficit_removal",
+    "plot_deficits",
     "plot_detection_auc",
     "plot_fall",
     "plot_fisher_phases",

@@ -61,16 +61,44 @@ def plot_deficit_removal(
         colour = DEFICIT_COLOURS.get(str(deficit), GREY)
         seeds = runs[runs["deficit"] == deficit]
         ax.plot(seeds["until"], seeds["test_accuracy"], ".", color=colour, alpha=0.35, markersize=5)
-        style = "o-" if len(rows) > 1 else "D"
-        ax.plot(rows["until"], rows["accuracy"], style, color=colour, markersize=4)
-        if len(rows) > 1:
-            x, lows, highs = rows["until"], rows["accuracy_low"], rows["accuracy_high"]
-            band(ax, x.to_numpy(), lows.to_numpy(), highs.to_numpy(), colour)
+        ax.plot(rows["until"], rows["accuracy"], "o-", color=colour, markersize=4)
+        x, lows, highs = rows["until"], rows["accuracy_low"], rows["accuracy_high"]
+        band(ax, x.to_numpy(), lows.to_numpy(), highs.to_numpy(), colour)
         last = rows.iloc[-1]
         ends.append((float(last["until"]), float(last["accuracy"]), str(deficit), colour))
     ax.set(xlabel="epoch t0 at which the deficit ends", ylabel="final test accuracy")
     ax.set_xlim(left=0)
     label_lines(ax, ends)
+    return ax
+
+
+@in_house_style
+def plot_deficits(rows: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """What each deficit costs that lasted until the largest t0, beside half of what blur costs.
+
+    Look at which intervals lie left of the dashed line: flip and permutation should, if what harms
+    is the loss of low-level statistics.
+
+    Args:
+        rows: Rows of `compare_deficits` of one network and rate.
+        ax: Axes to draw into; a new figure's by default.
+
+    Returns:
+        The axes.
+    """
+    ax = new_axes(ax)
+    for place, row in enumerate(rows.to_dict("records")):
+        colour = DEFICIT_COLOURS.get(row["deficit"], GREY)
+        error = [[row["drop"] - row["low"]], [row["high"] - row["drop"]]]
+        ax.errorbar(row["drop"], place, xerr=error, fmt="D", color=colour, markersize=5)
+    half = float(rows["against_drop"].mean()) / 2
+    ax.axvline(half, color=VERMILION, linestyle="--", linewidth=1)
+    ax.axvline(0, color="#222222", linewidth=0.8)
+    ax.set(
+        xlabel="drop in final accuracy (dashed: half of blur's)",
+        yticks=range(len(rows)),
+        yticklabels=rows["deficit"].tolist(),
+    )
     return ax
 
 

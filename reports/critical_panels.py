@@ -8,6 +8,7 @@ import pandas as pd
 
 from reports.critical_figures import (
     plot_deficit_removal,
+    plot_deficits,
     plot_fisher_phases,
     plot_window_sensitivity,
 )
@@ -19,13 +20,14 @@ RATES = ("decayed", "fixed", "reset")
 def removal_panel(runs: pd.DataFrame, drops: pd.DataFrame, control: pd.DataFrame) -> Panel:
     """Final accuracy against the end of the deficit, networks by rate arms."""
     name, title = "deficit_removal", "Final accuracy against the epoch at which the deficit ends"
-    hit = runs[(runs["deficit"] != "none") & (runs["onset"] == 0)]
+    hit = runs[(runs["deficit"] == "blur") & (runs["onset"] == 0)]
+    drops = drops[drops["deficit"] == "blur"]
     networks = list(dict.fromkeys(drops["network"]))
     rates = [rate for rate in RATES if rate in set(drops["rate"])]
 
     def draw(axes: Any) -> None:
         grid = np.atleast_1d(axes).reshape(len(networks), len(rates))
-        grid[0, 0].set_ylim(hit["test_accuracy"].min() - 0.02, 1)  # before lines' ends are named
+        grid[0, 0].set_ylim(hit["test_accuracy"].min() - 0.01, 1)  # before lines' ends are named
         for row, network in enumerate(networks):
             for column, rate in enumerate(rates):
                 tables = [_of(table, network, rate) for table in (hit, drops, control)]
@@ -39,6 +41,25 @@ def removal_panel(runs: pd.DataFrame, drops: pd.DataFrame, control: pd.DataFrame
     )
     tables = {name: drops, f"{name}_runs": hit, f"{name}_control": control}
     return Panel(name, title, caption, draw, tables, shape=(len(networks), len(rates)))
+
+
+def deficit_panel(table: pd.DataFrame) -> Panel:
+    """Drops under the other deficits, one axes for each network."""
+    name, title = "deficits", "What other deficits cost, beside half of what blur costs"
+    if table.empty:
+        return Panel(name, title, "", missing="Run the study with --deficit flip, say.")
+    groups: Any = table.groupby(["network", "rate", "until"], sort=False)
+    parts = list(groups)
+
+    def draw(axes: Any) -> None:
+        for ax, ((network, rate, until), rows) in zip(
+            np.ravel(np.atleast_1d(axes)), parts, strict=True
+        ):
+            plot_deficits(rows, ax=ax)
+            ax.set_title(f"{network}, rate {rate}, until {until}")
+
+    caption = "Means over seeds, paired with the runs without a deficit, with 95 % intervals."
+    return Panel(name, title, caption, draw, {name: table}, shape=(len(parts), 1))
 
 
 def sensitivity_panel(

@@ -23,6 +23,7 @@ from dynamics.fisher_sensitivity import FisherMatch, clean_trace, deficit_traces
 from dynamics.plasticity import plasticity_curves
 from dynamics.traces import Study, TraceError
 from reports.critical_panels import (
+    deficit_panel,
     deficit_table,
     drop_table,
     fisher_panel,
@@ -31,7 +32,7 @@ from reports.critical_panels import (
     sensitivity_panel,
     window_table,
 )
-from reports.page import Page
+from reports.page import Page, Section
 from reports.provenance import describe_provenance, describe_rerun
 
 FITTED = 0.99
@@ -91,7 +92,7 @@ def build_critical_report(study: Study) -> Page:
         subtitle=f"Study {study.name} · {len(found.runs)} runs · {study.path}",
         verdict=verdict,
         caveats=_caveats(study, found),
-        sections=[],
+        sections=[Section("Further figures", [deficit_panel(found.deficits)])],
         tables=[
             drop_table(found.drops),
             deficit_table(found.deficits),

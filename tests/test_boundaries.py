@@ -159,11 +159,12 @@ PUBLIC = {
     probes: "Recorder sequence_losses with_sample_ids FisherTrace GradNorm OutputGradNorm "
     "SampleLoss WeightEffect Schedule every FisherEstimate fisher_trace Probe Event Scalar Vector "
     "UnsupportedModelError",
-    reports: "write_report plot_accuracy plot_data_map plot_deficit_removal plot_detection_auc "
-    "plot_fall plot_fisher_phases plot_fisher_runs plot_fisher_share plot_fisher_trace "
-    "plot_grad_norm plot_label_precision plot_left_out_error plot_loss plot_loss_mixture "
-    "plot_memorisation plot_noise_law plot_peak_fisher plot_predicted_frac plot_prediction_shares "
-    "plot_ratio_estimates plot_switch plot_weighted_gradient_share plot_window_sensitivity",
+    reports: "write_report plot_accuracy plot_data_map plot_deficit_removal plot_deficits "
+    "plot_detection_auc plot_fall plot_fisher_phases plot_fisher_runs plot_fisher_share "
+    "plot_fisher_trace plot_grad_norm plot_label_precision plot_left_out_error plot_loss "
+    "plot_loss_mixture plot_memorisation plot_noise_law plot_peak_fisher plot_predicted_frac "
+    "plot_prediction_shares plot_ratio_estimates plot_switch plot_weighted_gradient_share "
+    "plot_window_sensitivity",
 }
 
 
