@@ -1,5 +1,11 @@
 """Reports: figures and self-contained HTML pages, drawn from traces. Needs no torch."""
 
+from reports.critical_figures import (
+    plot_deficit_removal,
+    plot_deficits,
+    plot_fisher_phases,
+    plot_window_sensitivity,
+)
 from reports.figures import (
     plot_data_map,
     plot_detection_auc,
@@ -31,6 +37,10 @@ from reports.study_figures import (
     plot_fall,
     plot_fisher_runs,
 )
+from reports.timing_figures import (
+    plot_peak_fisher,
+    plot_switch,
+)
 from reports.weight_figures import (
     plot_effect_size,
     plot_gradient_share,
@@ -55,9 +65,12 @@ __all__ = [
     "plot_accuracy",
     "plot_best_and_final",
     "plot_data_map",
+    "plot_deficit_removal",
+    "plot_deficits",
     "plot_detection_auc",
     "plot_effect_size",
     "plot_fall",
+    "plot_fisher_phases",
     "plot_fisher_runs",
     "plot_fisher_share",
     "plot_fisher_trace",
@@ -72,6 +85,7 @@ __all__ = [
     "plot_margin_angle",
     "plot_memorisation",
     "plot_noise_law",
+    "plot_peak_fisher",
     "plot_posterior_calibration",
     "plot_predicted_first",
     "plot_predicted_frac",
@@ -81,7 +95,9 @@ __all__ = [
     "plot_scheme_accuracy",
     "plot_scheme_cost",
     "plot_score_agreement",
+    "plot_switch",
     "plot_weight_reach",
     "plot_weighted_gradient_share",
     "plot_weighting",
+    "plot_window_sensitivity",
 ]

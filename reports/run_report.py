@@ -9,6 +9,7 @@ from dynamics.beta_mixture import fit_beta_mixture
 from dynamics.curves import CurveShape, describe_curve
 from dynamics.datasets import Dataset
 from dynamics.difficulty import count_learning, rank_hardest
+from dynamics.fisher_phases import trace_depth
 from dynamics.label_noise import (
     SEPARATES,
     choose_epoch,
@@ -153,6 +154,7 @@ def _judge_curves(scalars: pd.DataFrame) -> list[str]:
     fisher = measured[(measured["name"] == "fisher_trace") & (measured["block"] == "total")]
     if len(fisher) > 2:
         sentences.append(f"The Fisher trace {_tell_fisher(describe_curve(fisher))}")
+        sentences += _tell_depth(trace_depth(measured))
     return sentences
 
 
@@ -198,6 +200,16 @@ def _weighting_panel(weighting: pd.DataFrame) -> Panel:
         lambda ax: plot_weighting(weighting, ax=ax),
         {"weighting": weighting},
     )
+
+
+def _tell_depth(depth: pd.DataFrame) -> list[str]:
+    if len(depth) < 2:
+        return []
+    first, last = depth.iloc[0], depth.iloc[-1]
+    return [
+        f"Its centre of mass moved from depth {first['depth']:.2f} to {last['depth']:.2f} ± "
+        f"{last['stderr']:.2f} (0: all in the first layer, 1: all in the last)."
+    ]
 
 
 def _tell_fisher(curve: CurveShape) -> str:

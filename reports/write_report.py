@@ -8,10 +8,12 @@ import numpy as np
 from dynamics.datasets import Dataset, open_dataset
 from dynamics.traces import Run, Study, TraceError
 from reports.comparison import compare_studies
+from reports.critical_report import build_critical_report
 from reports.fisher_report import build_fisher_report
 from reports.noise_report import build_noise_report
 from reports.page import Page
 from reports.run_report import build_run_report
+from reports.timing_report import build_timing_report
 from reports.weight_report import build_weight_report
 from reports.weighting_report import build_weighting_report
 
@@ -22,6 +24,8 @@ STUDY_REPORTS: dict[str, Callable[[Study], Page]] = {
     "fisher-trace": build_fisher_report,
     "weight-ratio": build_weight_report,
     "example-weighting": build_weighting_report,
+    "critical-period": build_critical_report,
+    "regularisation-timing": build_timing_report,
 }
 """What lays out the report of each kind of study, by its name."""
 

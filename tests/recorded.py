@@ -181,14 +181,14 @@ def noise_scalars(noisy, *, epoch=9, train=1.0, true=0.9, precision=0.9, recall=
     return [scalar(epoch, name, v, block, stderr=0.005) for (name, block), v in values.items()]
 
 
-def write_study(path, runs, *, name="noise-ratio", factors=("noise", "ratio", "seed")):
+def write_study(path, runs, *, name="noise-ratio", factors=("noise", "ratio", "seed"), also=()):
     """A study of runs given as dicts: the factors' levels, scalars, clean."""
     path.mkdir(parents=True)
     levels = {f: sorted({run[f] for run in runs}) for f in factors}
     content = {"schema_version": SCHEMA_VERSION, "name": name, "factors": levels}
     (path / "study.json").write_text(json.dumps(content), encoding="utf-8")
     for run in runs:
-        config = {"study": name, **{f: run[f] for f in factors}}
+        config = {"study": name, **{f: run[f] for f in (*factors, *also)}}
         tables = {"scalars": run["scalars"], "roster": roster(np.arange(10), np.arange(10))}
         named = {"ratio": "{:g}", "seed": "seed{}"}
         folder = "-".join(named.get(f, "{}").format(run[f]) for f in factors)
@@ -237,3 +237,39 @@ def study_runs(
 
 def law(ratio, kind):
     return float(law_accuracy(ratio, kind=kind, n_classes=10))
+
+
+def accuracy_rows(epochs, test, train=1.0):
+    """Accuracies that rise to their last value."""
+    rows = []
+    for epoch in range(epochs):
+        share = (epoch + 1) / epochs
+        rows.append(scalar(epoch, "accuracy", test * share, "test", stderr=0.01))
+        rows.append(scalar(epoch, "accuracy", train * share, "train", stderr=0.01))
+    return rows
+
+
+def critical_run(deficit, rate, onset, until, seed, test, *, trace=(), train=1.0, clean=True):
+    """A run of a critical-period study: final accuracies, and a Fisher trace from epoch -1 on."""
+    rows = accuracy_rows(3, test, train)
+    rows += [scalar(i - 1, "fisher_trace", v, stderr=0.05 * v) for i, v in enumerate(trace)]
+    about = {"network": "mlp", "deficit": deficit, "rate": rate, "onset": onset, "until": until}
+    return about | {"seed": seed, "scalars": rows, "clean": clean}
+
+
+def write_critical_study(path, runs):
+    factors = ("network", "deficit", "rate", "onset", "until", "seed")
+    return write_study(path, runs, name="critical-period", factors=factors)
+
+
+def timing_run(regulariser, start, end, seed, test, *, trace=(1, 9, 3), epochs=20, clean=True):
+    """A run of a regularisation-timing study of `epochs` epochs."""
+    rows = accuracy_rows(3, test)
+    rows += [scalar(i - 1, "fisher_trace", v, stderr=0.05 * v) for i, v in enumerate(trace)]
+    about = {"regulariser": regulariser, "on_from": start, "on_until": end, "seed": seed}
+    return about | {"epochs": epochs, "scalars": rows, "clean": clean}
+
+
+def write_timing_study(path, runs):
+    factors = ("regulariser", "on_from", "on_until", "seed")
+    return write_study(path, runs, name="regularisation-timing", factors=factors, also=("epochs",))

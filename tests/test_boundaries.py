@@ -21,7 +21,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 MAY_IMPORT = {
     "dynamics.traces": {"dynamics.traces", "numpy", "pandas", "pyarrow", "duckdb"},
-    "dynamics": {"dynamics", "numpy", "pandas", "scipy", "sklearn"},
+    "dynamics": {"dynamics", "numpy", "pandas", "scipy", "sklearn", "ruptures"},
     "probes": {"probes", "dynamics.traces", "torch", "numpy", "pandas", "tqdm"},
     "reports": {"reports", "dynamics", "numpy", "pandas", "matplotlib", "jinja2", "markupsafe"},
 }
@@ -167,14 +167,16 @@ PUBLIC = {
     probes: "Recorder sequence_losses stable_id with_sample_ids FisherTrace GradNorm "
     "OutputGradNorm SampleLoss WeightEffect Schedule every FisherEstimate fisher_trace Probe "
     "Event Scalar Vector UnsupportedModelError",
-    reports: "write_report plot_accuracy plot_best_and_final plot_data_map plot_detection_auc "
-    "plot_effect_size plot_fall plot_fisher_runs plot_fisher_share plot_fisher_trace "
+    reports: "write_report plot_accuracy plot_best_and_final plot_data_map "
+    "plot_deficit_removal plot_deficits plot_detection_auc plot_effect_size plot_fall "
+    "plot_fisher_phases plot_fisher_runs plot_fisher_share plot_fisher_trace "
     "plot_grad_norm plot_gradient_share plot_imbalance_error plot_importance_gain "
     "plot_label_precision plot_left_out_error plot_loss plot_loss_mixture "
-    "plot_margin_angle plot_memorisation plot_noise_law plot_posterior_calibration "
-    "plot_predicted_first plot_predicted_frac plot_prediction_shares plot_pull_share "
-    "plot_ratio_estimates plot_scheme_accuracy plot_scheme_cost plot_score_agreement "
-    "plot_weight_reach plot_weighted_gradient_share plot_weighting",
+    "plot_margin_angle plot_memorisation plot_noise_law plot_peak_fisher "
+    "plot_posterior_calibration plot_predicted_first plot_predicted_frac "
+    "plot_prediction_shares plot_pull_share plot_ratio_estimates plot_scheme_accuracy "
+    "plot_scheme_cost plot_score_agreement plot_switch plot_weight_reach "
+    "plot_weighted_gradient_share plot_weighting plot_window_sensitivity",
 }
 
 

@@ -4,14 +4,18 @@ from collections.abc import Callable
 
 import typer
 
+from studies.commands.critical_period import critical_period
 from studies.commands.example_weighting import example_weighting
 from studies.commands.fisher_trace import fisher_trace
 from studies.commands.noise_ratio import noise_ratio
+from studies.commands.regularisation_timing import regularisation_timing
 from studies.commands.weight_ratio import weight_ratio
 
 STUDIES: dict[str, Callable[..., None]] = {
     "noise-ratio": noise_ratio,
     "fisher-trace": fisher_trace,
+    "critical-period": critical_period,
+    "regularisation-timing": regularisation_timing,
     "weight-ratio": weight_ratio,
     "example-weighting": example_weighting,
 }

@@ -48,6 +48,22 @@ ConfigOption = Annotated[
 ]
 
 
+def parse_epochs(option: str, text: str) -> list[int]:
+    """Read epochs separated by commas.
+
+    Args:
+        option: Name of the option, for the error.
+        text: What was given.
+
+    Returns:
+        The epochs in order, each once.
+    """
+    try:
+        return sorted({int(part) for part in text.split(",") if part.strip()})
+    except ValueError:
+        fail(f"{option} takes epochs separated by commas, such as 5,10,20, but got {text!r}.")
+
+
 def conclude(out: Path, result: "SweepResult", print_table: Callable[[Any], None]) -> None:
     """End a study: its failures, the report of what has ended, its table, and the exit code.
 

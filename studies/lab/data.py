@@ -62,6 +62,19 @@ def describe_dataset(source: str) -> dict[str, str | int]:
     return {"source": source, "sha256": dataset.fingerprint(), "peak": dataset.peak}
 
 
+@lru_cache(maxsize=1)
+def load_tensors(source: str) -> tuple[TensorData, TensorData]:
+    """`to_tensors` of a data set, once a process; the tensors are not to be changed.
+
+    Args:
+        source: What `open_dataset` takes.
+
+    Returns:
+        Training set and test set.
+    """
+    return to_tensors(load_dataset(source))
+
+
 def to_tensors(dataset: Dataset) -> tuple[TensorData, TensorData]:
     """Training and test set as tensors, both standardised by the training set's statistics.
 

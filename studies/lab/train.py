@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from studies.lab.data import TensorData
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: plain SGD.
+    """How a network is trained: plain SGD, or Adam.
 
     Attributes:
         epochs: Epochs at most.
@@ -25,6 +26,7 @@ class Recipe:
         batch_size: Samples per step.
         seed: Seed of the order of the samples.
         lr_decay: Factor on the learning rate after each epoch; 1 keeps it fixed.
+        optimizer: `sgd` or `adam`; Adam takes no momentum.
     """
 
     epochs: int
@@ -34,6 +36,7 @@ class Recipe:
     batch_size: int = 128
     seed: int = 0
     lr_decay: float = 1.0
+    optimizer: Literal["sgd", "adam"] = "sgd"
 
 
 def train(
@@ -74,9 +77,7 @@ def train(
     Returns:
         Number of epochs trained.
     """
-    optimizer = torch.optim.SGD(
-        model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    optimizer = _build_optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, recipe.lr_decay)
     ids = torch.arange(len(data)) if sample_ids is None else sample_ids
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -117,6 +118,13 @@ def train(
     epochs.close()
     checkpoint.remove()
     return trained
+
+
+def _build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    decay = recipe.weight_decay
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), recipe.lr, weight_decay=decay)
+    return torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=decay)
 
 
 def shuffled_batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
