@@ -118,8 +118,8 @@ def timing(tmp_path_factory):
 
 def test_effects_of_timing_are_told_with_the_power_needed(timing):
     page = build_study_report(timing)
-    shift = page.verdict[0]
-    assert shift.startswith("Shift: always on it changes final accuracy by +0.0")
+    (shift,) = (text for text in page.verdict if text.startswith("Shift: "))
+    assert "always on it changes final accuracy by +0.0" in shift
     assert "On until 5: +0.05" in shift
     assert "helps" in shift
     assert "On only from 5: " in shift

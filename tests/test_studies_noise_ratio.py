@@ -22,7 +22,7 @@ CONFIG = NoiseRatioConfig(
     seed=1,
     n_images=200,
     width=64,
-    lr=0.1,
+    lr=0.03,
     batch_size=16,
     max_epochs=60,
 )
@@ -204,17 +204,14 @@ def test_more_images_than_there_are_are_refused_or_not_claimed(small_runs, tmp_p
     assert len(run.roster()) == run.config["n_images"] // 2
 
 
-def test_regularised_arms_run_at_their_ratios_only_and_after_the_plain_one(tmp_path, monkeypatch):
-    begun = []
-    monkeypatch.setattr(noise_ratio, "run_one", lambda out, config: begun.append(config))
-    run_study(
-        tmp_path / "s", data="digits", noises=["symmetric"], ratios=[0, 0.2], seeds=1, n_images=80,
-        arms=["weight decay", "plain"],
-    )  # fmt: skip
-    assert [(c.arm, c.ratio) for c in begun] == [
+def test_regularised_arms_run_at_their_ratios_only_and_after_the_plain_one():
+    arms = ["weight decay", "plain"]
+    levels = {"noises": ["symmetric"], "ratios": [0, 0.2], "seeds": 1, "n_images": 80}
+    planned = plan_runs(data="digits", arms=arms, **levels)
+    assert [(c.arm, c.ratio) for c in planned] == [
         ("plain", 0), ("plain", 0.2), ("weight decay", 0.2),
     ]  # fmt: skip
-    assert begun[-1].max_epochs == noise_ratio.REGULARISED_EPOCHS
+    assert planned[-1].max_epochs == noise_ratio.REGULARISED_EPOCHS
 
 
 def test_folds_of_the_held_out_half_add_up_to_it_and_the_confusion_is_of_the_last_epoch(finished):
