@@ -207,7 +207,7 @@ def _expect(
     """Responsibilities, shape (2, N), and the mean log-likelihood."""
     log_p = (alpha - 1)[:, None] * np.log(x) + (beta - 1)[:, None] * np.log1p(-x)
     log_p += (np.log(weight) - special.betaln(alpha, beta))[:, None]
-    total = special.logsumexp(log_p, axis=0)
+    total = np.logaddexp(log_p[0], log_p[1])
     return np.exp(log_p - total) + FLOOR, float(count @ total / count.sum())
 
 

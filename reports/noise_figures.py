@@ -235,6 +235,7 @@ def plot_left_out_error(comparison: pd.DataFrame, *, ax: Axes | None = None) -> 
     ax.set(
         title="Error at a ratio left out of the fit",
         xlabel="root mean square error of accuracy",
+        ylabel="law",
         yticks=places,
         yticklabels=comparison["law"],
         ylim=(len(comparison) - 0.5, -0.5),

@@ -63,6 +63,7 @@ def plot_best_and_final(summary: pd.DataFrame, *, ax: Axes | None = None) -> Axe
     ax.set(
         title="Test accuracy: best (ring) and final (dot)",
         xlabel="share predicted right, 95 % interval over seeds (dashed: plain, dotted: random)",
+        ylabel="scheme",
     )
     # An interval over two seeds may be wider than all that there is to see.
     low = min(rows["final"].min(), rows["best"].min())
@@ -94,6 +95,7 @@ def plot_scheme_cost(summary: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set(
         title="Cost of training",
         xlabel="processor time ÷ that of plain training, 95 % interval over seeds",
+        ylabel="scheme",
         xlim=(0.7, max(1.5 * rows["cost"].max(), 2)),
     )
     return ax

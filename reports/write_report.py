@@ -82,7 +82,7 @@ def build_study_report(study: Study) -> Page:
     if study.name not in STUDY_REPORTS:
         raise TraceError(
             f"There is no report for studies called {study.name!r}; there is one for "
-            f"{' and '.join(STUDY_REPORTS)}. Each of its runs has a report of its own."
+            f"{', '.join(STUDY_REPORTS)}. Each of its runs has a report of its own."
         )
     return STUDY_REPORTS[study.name](study)
 

@@ -48,7 +48,7 @@ def recorded(model, x, y, engine, total, backward):
             losses = sample_losses(model(x[rows]), y[rows])
             batch = ObservedBatch(0, 0, torch.arange(len(losses)), losses.detach())
             probe.observe(batch)
-            watch_factor(losses, batch, probe.begin_backward)
+            watch_factor(losses, batch, probe.begin_backward, lambda: None)
             batches.append(batch)
             losses_of.append(TOTALS[total](losses, weights[rows]))
             if backward != "micro-batches, one backward":

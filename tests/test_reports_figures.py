@@ -205,10 +205,6 @@ def texts(ax):
     return [text.get_text() for text in ax.texts]
 
 
-def test_every_public_figure_is_tested_here():
-    assert set(TABLES) == {name for name in reports.__all__ if name.startswith("plot_")}
-
-
 @pytest.mark.parametrize("name", TABLES)
 def test_axes_given_are_used_named_and_returned_and_the_table_is_left_alone(name):
     before = [table.copy() for table in TABLES[name]]

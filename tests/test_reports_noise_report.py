@@ -161,8 +161,10 @@ def test_the_page_is_written_with_its_figures_and_their_tables(following, tmp_pa
 
 
 def test_an_unknown_study_is_refused_by_name(tmp_path):
-    with pytest.raises(TraceError, match="'critical-period'; there is one for noise-ratio"):
-        page_of(tmp_path / "study", study_runs(SYMMETRIC), name="critical-period")
+    with pytest.raises(
+        TraceError, match="'sleep-deprivation'; there is one for noise-ratio, fisher-trace"
+    ):
+        page_of(tmp_path / "study", study_runs(SYMMETRIC), name="sleep-deprivation")
 
 
 def test_a_study_without_an_ended_run_is_refused(tmp_path):
@@ -186,7 +188,7 @@ def test_two_studies_stand_side_by_side_on_the_same_axes(tmp_path):
     upper, lower = panel.figure().axes
     assert upper.get_ylim() == lower.get_ylim()
     assert upper.get_title(loc="left") == "bent: Symmetric noise"
-    lowest = min(line.get_ydata().min() for ax in (upper, lower) for line in ax.get_lines())
+    lowest = min(np.min(line.get_ydata()) for ax in (upper, lower) for line in ax.get_lines())
     assert upper.get_ylim()[0] <= lowest
     assert len({p.name for p in page.panels}) == len(page.panels)
     with pytest.raises(TraceError, match="two different studies"):

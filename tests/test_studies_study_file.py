@@ -13,7 +13,7 @@ seed = [0, 1]
 [config]
 data = "digits"
 ratio = 0.4
-hidden = [8, 8]
+width = 8
 """
 
 
@@ -27,7 +27,7 @@ def test_every_combination_of_the_factors_is_a_run(tmp_path):
     configs = read(tmp_path, TEXT)
     expected = [("symmetric", 0), ("symmetric", 1), ("asymmetric", 0), ("asymmetric", 1)]
     assert [(c.noise, c.seed) for c in configs] == expected
-    assert {(c.ratio, c.hidden, c.lr) for c in configs} == {(0.4, (8, 8), 0.05)}
+    assert {(c.ratio, c.width, c.lr) for c in configs} == {(0.4, 8, 0.05)}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ MIN_RUNS = 3
 PRIOR_RUNS = 1
 """Weight of the other cells' spread in a cell's own, in degrees of freedom."""
 
-CONFIDENCE = 0.8
+CONFIDENCE = 0.9
 """Of the upper bound on a variance that runs are planned with."""
 
 
