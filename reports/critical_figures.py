@@ -96,6 +96,7 @@ def plot_deficits(rows: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.axvline(0, color="#222222", linewidth=0.8)
     ax.set(
         xlabel="drop in final accuracy (dashed: half of blur's)",
+        ylabel="deficit",
         yticks=range(len(rows)),
         yticklabels=rows["deficit"].tolist(),
     )
