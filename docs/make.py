@@ -7,6 +7,7 @@ from pathlib import Path
 
 from integrations import describe_integrations
 from performance import describe_performance
+from scale import write_scale
 
 from dynamics import open_run
 from dynamics.traces.format_page import describe_format
@@ -21,6 +22,7 @@ def main() -> None:
     (DOCS / "trace-format.md").write_text(describe_format(), encoding="utf-8")
     (DOCS / "performance.md").write_text(describe_performance(), encoding="utf-8")
     (DOCS / "integrations.md").write_text(describe_integrations(), encoding="utf-8")
+    write_scale()
     with tempfile.TemporaryDirectory() as folder:
         run_demo(Path(folder) / "run")
         run = open_run(Path(folder) / "run")
