@@ -150,6 +150,11 @@ def reliability_table():
     return pd.DataFrame(columns | {"low": [0.0, 0.25], "high": [0.25, 0.75]})
 
 
+def weighting_rows():
+    columns = {"epoch": [0, 1, 2], "gradient_share": [0.75, 0.5, 0.5], "weight_share": 0.875}
+    return pd.DataFrame(columns | {"gradient_stderr": 0.125, "in_reach": [1.0, 0.5, 0.0]})
+
+
 FISHER_SHARE = scalar_table(
     "fisher_share", {"first": [0.2, 0.5], "second": [0.79, 0.48], "third": [0.01, 0.02]}
 )
@@ -177,6 +182,7 @@ TABLES = {
     "plot_prediction_shares": (shares_table(),),
     "plot_ratio_estimates": (ratio_table(),),
     "plot_weighted_gradient_share": (share_table(),),
+    "plot_weighting": (weighting_rows(),),
 }
 
 
@@ -305,6 +311,17 @@ def test_calibration_has_a_dot_with_its_interval_and_number_for_each_bin():
     bars = [path.vertices[:, 1].tolist() for path in ax.collections[0].get_paths()]
     assert bars == [[0, 0.25], [0.25, 0.75]]
     assert texts(ax) == ["1,234", "7", "calibrated"]
+
+
+def test_weighting_has_the_reach_beside_both_shares_and_the_gradients_band():
+    ax = draw("plot_weighting")
+    gradient, weight, reach = ax.lines
+    assert list(gradient.get_ydata()) == [0.75, 0.5, 0.5]
+    assert list(weight.get_ydata()) == [0.875] * 3
+    assert list(reach.get_ydata()) == [1, 0.5, 0]
+    low, high = band_of(ax, 0)
+    np.testing.assert_allclose(low, gradient.get_ydata() - 1.96 * 0.125)
+    np.testing.assert_allclose(high, gradient.get_ydata() + 1.96 * 0.125)
 
 
 def test_data_map_has_a_dot_for_each_sample_in_its_group():
