@@ -109,8 +109,9 @@ def plot_memorisation(
             elinewidth=1,
             label=arm,
         )
+        apart = rows[rows["arm"] != "memorised"]  # those all lie at 1, above one another
         for x, y, ratio in zip(
-            rows["train_accuracy"], rows["deviation"], rows["ratio"], strict=True
+            apart["train_accuracy"], apart["deviation"], apart["ratio"], strict=True
         ):
             ax.annotate(
                 f"{ratio:g}",
@@ -240,7 +241,8 @@ def plot_left_out_error(comparison: pd.DataFrame, *, ax: Axes | None = None) -> 
         yticklabels=comparison["law"],
         ylim=(len(comparison) - 0.5, -0.5),
     )
-    ax.set_xlim(left=0)
+    ax.update_datalim([(0.0, 0.0)])
+    ax.autoscale_view()
     return ax
 
 
